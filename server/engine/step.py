@@ -1,0 +1,122 @@
+"""One step: the contract between the scheduler, which decides, and an executor, which computes.
+
+A batch is slot operations, in order, and then rows. Slots are the executor's KV memory; a sequence may
+lose its slot (preemption) and get another, so sampling state hangs on the sequence, never on the slot.
+"""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.types import Limits, SamplingParams, TokenLogprobs
+
+PREVIOUS = -1  # as a row's token: the one sampled for this sequence by the step before
+
+
+class SequenceView(Protocol):
+    """What an executor may read of a sequence. `tokens` grows while steps are in flight."""
+
+    @property
+    def key(self) -> int:
+        """Unique among all sequences this engine ever held."""
+        ...
+
+    @property
+    def params(self) -> SamplingParams: ...
+
+    @property
+    def tokens(self) -> Seq[int]:
+        """Prompt and committed answer."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Forget everything the slot holds."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Keep the first `keep` tokens of the slot, forget the rest."""
+
+    slot: int
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPrefix:
+    """Let `target`, which is empty, start with the first `count` tokens of `source`."""
+
+    source: int
+    target: int
+    count: int
+
+
+SlotOp = Release | Trim | CopyPrefix
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Consecutive tokens of one sequence."""
+
+    sequence: SequenceView
+    slot: int
+    start: int  # position of tokens[0]; the slot holds exactly the positions before it
+    tokens: tuple[int, ...]
+    samples: bool  # choose a token after the last position
+    draw: int  # how many tokens of this answer were chosen before: the counter of its random numbers
+    wants_prompt_logprobs: bool = False  # score each token of the row but the prompt's first
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    ops: tuple[SlotOp, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """`token` is None for a row that does not sample.
+
+    `prompt_logprobs[i]` scores the row's token at position `start + i`, given all before it; for the
+    row with start 0 the first entry is missing, so there is one fewer.
+    """
+
+    token: int | None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class StepFailed(Exception):
+    """This step could not be computed (out of memory, no room); the executor is still whole and no slot changed."""
+
+
+class Executor(Protocol):
+    """Owns weights and KV memory. Knows no text, no stop rules, no HTTP."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def depth(self) -> int:
+        """Steps that may be in flight: 1, or 2 where planning overlaps the device."""
+        ...
+
+    def submit(self, batch: Batch) -> object:
+        """Start a step and return a ticket. Raises StepFailed."""
+        ...
+
+    def collect(self, ticket: object) -> Seq[RowResult]:
+        """Wait for a step, in order of submission: one result a row. Raises StepFailed."""
+        ...
+
+    def forget(self, key: int) -> None:
+        """The sequence has ended: drop its sampling state."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,173 @@
+"""The words that all floors share: what is asked of an engine and what it answers.
+
+Every class is an immutable msgspec struct, so the same object is the Python value and, tagged by its
+class name, the wire message.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens. Ranges are checked at the API; here they are trusted."""
+
+    max_tokens: int
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    seed: int = 0  # always set by the API (random where the client gave none)
+    presence_penalty: float = 0.0  # over generated tokens
+    frequency_penalty: float = 0.0  # over generated tokens
+    repetition_penalty: float = 1.0  # over prompt and generated tokens
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None  # None: none; k: the sampled token's and those of the k most likely
+    prompt_logprobs: int | None = None  # the same for every prompt position but the first
+    stop_ids: tuple[int, ...] = ()  # end the answer; the stopping token is part of the event, not of the text
+
+
+class Generate(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    id: str
+    prompt: tuple[int, ...]  # at least one token
+    params: SamplingParams
+    salt: str = ""  # prefixes are shared only among requests of equal salt
+    priority: int = 0  # smaller runs first
+    adapter: str | None = None  # LoRA adapter; no backend takes one yet
+
+
+class Abort(Struct, frozen=True, kw_only=True, tag=True):
+    id: str
+
+
+class Tokenize(Struct, frozen=True, kw_only=True, tag=True):
+    """Asked only of engines whose model has no tokenizer.json (GGUF sources)."""
+
+    id: str
+    text: str
+    add_special: bool  # add BOS/EOS as the model's tokenizer would
+    parse_special: bool  # read "<|im_end|>" in the text as the control token
+
+
+class Shutdown(Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What an executor can hold."""
+
+    running: int  # sequences decoded at once (`parallel`)
+    slots: int  # sequences held at once, running and cached; at least `running`
+    context: int  # tokens that one sequence may grow to
+    kv_tokens: int  # tokens that all slots together may hold
+    step_tokens: int  # tokens in one forward pass
+    page: int = 16  # KV memory is counted, and shared, in pages of so many tokens
+
+    def __post_init__(self) -> None:
+        if not 0 < self.running <= self.slots:
+            raise ValueError("0 < running <= slots is required")
+        if self.step_tokens <= self.running:
+            raise ValueError("step_tokens must exceed running, or prefill can starve")
+        if self.kv_tokens < self.context:
+            raise ValueError("kv_tokens must hold one full context")
+
+
+class Open(Struct, frozen=True, kw_only=True, tag=True):
+    """The first command an engine gets: what to serve and how."""
+
+    backend: str  # a name of the registry
+    variant: str  # folder of a published variant, or a GGUF file
+    context: int | None  # None: the model's own
+    parallel: int
+    kv_tokens: int | None = None  # None: context x parallel
+    threads: int | None = None  # None: what the machine allows
+    options: dict[str, str] = {}
+
+
+Command = Open | Generate | Abort | Tokenize | Shutdown
+
+
+class TokenLogprobs(Struct, frozen=True, array_like=True):
+    """Natural logarithms over the whole vocabulary, before temperature, penalties and cuts."""
+
+    logprob: float  # of the token itself
+    top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
+
+
+class Tokens(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """New tokens of one request. The event with `finish` set is its last."""
+
+    id: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # one for each token
+    finish: FinishReason | None = None
+    cached_tokens: int | None = None  # in the first event: prompt tokens found in the prefix cache
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # in the first event, one a position from 1 on
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag=True):
+    """The last event of a request that went wrong; `code` names a class of server.errors."""
+
+    id: str
+    code: str
+    message: str
+
+
+class Tokenized(Struct, frozen=True, kw_only=True, tag=True):
+    id: str
+    tokens: tuple[int, ...]
+
+
+Event = Tokens | Failed | Tokenized  # about one request
+
+
+class Loading(Struct, frozen=True, kw_only=True, tag=True):
+    done: float  # 0 to 1
+
+
+class ModelText(Struct, frozen=True, kw_only=True):
+    """What the engine knows of a model's text, for models without a tokenizer.json."""
+
+    pieces: tuple[bytes, ...]  # bytes of each token; empty for control tokens
+    control: tuple[int, ...]  # tokens that are never shown
+    chat_template: str | None
+    bos: int | None
+    eos: int | None
+    end_ids: tuple[int, ...]  # every token that ends an answer
+    add_bos: bool
+
+
+class Ready(Struct, frozen=True, kw_only=True, tag=True):
+    limits: Limits
+    backend: str
+    text: ModelText | None = None  # set where the variant has no tokenizer.json
+
+
+class OpenFailed(Struct, frozen=True, kw_only=True, tag=True):
+    code: str
+    message: str
+
+
+class Status(Struct, frozen=True, kw_only=True, tag=True):
+    """Gauges and counters since the start, sent when they changed (at most 20 a second) and when idle."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_used_tokens: int = 0
+    kv_total_tokens: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+
+
+class Events(Struct, frozen=True, kw_only=True, tag=True):
+    """All events of one step in one frame: one system call a step, not one a token."""
+
+    items: tuple[Event, ...]
+
+
+Reply = Loading | Ready | OpenFailed | Status | Events
