@@ -70,7 +70,7 @@ class Row:
     tokens: tuple[int, ...]
     samples: bool  # choose a token after the last position
     draw: int  # how many tokens of this answer were chosen before: the counter of its random numbers
-    wants_prompt_logprobs: bool = False  # score each token of the row but the prompt's first
+    wants_prompt_logprobs: bool = False  # score, at each position, the prompt token that follows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,9 @@ class Batch:
 class RowResult:
     """`token` is None for a row that does not sample.
 
-    `prompt_logprobs[i]` scores the row's token at position `start + i`, given all before it; for the
-    row with start 0 the first entry is missing, so there is one fewer.
+    `prompt_logprobs[i]` scores the prompt's token at position `start + i + 1` (read from `row.sequence.tokens`),
+    given all before it. The prompt's last position has no prompt token after it, so a row that ends there
+    has one entry fewer than tokens. Nothing needs to be kept from one row to the next.
     """
 
     token: int | None
