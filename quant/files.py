@@ -1,0 +1,103 @@
+"""Reading foreign files carefully, and writing our own so that a crash leaves the old or the new one."""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from quant.errors import BadSource, DiskFull
+
+
+def shown(name: object) -> str:
+    """A foreign value as one short printable line."""
+    text = ascii(name)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Raises BadSource for what is missing, unreadable, or a pipe, device or folder."""
+    try:
+        with open(path, "rb", opener=_without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise BadSource(f"{path.name} is not a regular file")
+            yield stream
+    except OSError as error:
+        raise BadSource(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe must not hang
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """A JSON object of at most `limit` bytes. Raises BadSource."""
+    with open_regular(path) as stream:
+        raw = stream.read(limit + 1)
+    if len(raw) > limit:
+        raise BadSource(f"{path.name} is larger than {limit:,} bytes")
+    try:
+        value = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadSource(f"{path.name} is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise BadSource(f"{path.name} is not a JSON object")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+@contextmanager
+def disk_full_is_typed() -> Iterator[None]:
+    """Turn the system's ways to say "no room" into DiskFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull("the disk of the cache is full") from error
+        raise
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+sync_folder = sync_file  # a folder's entries are synced the same way
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file whose content survives a power cut; its name does after `sync_folder`."""
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def replace_synced(path: Path, data: bytes) -> None:
+    """Put `data` in place of `path` at once: a crash leaves the old content or the new, and perhaps `path`.new."""
+    fresh = path.with_name(path.name + ".new")
+    write_synced(fresh, data)
+    fresh.rename(path)
+    sync_folder(path.parent)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all regular files below `folder`; files that vanish meanwhile do not count."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
