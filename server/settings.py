@@ -196,7 +196,7 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
 def read_keys(path: Path) -> tuple[str, ...]:
     """Keys of a file, one a line; blank lines and lines that start with # do not count.
 
-    Raises ValueError naming file and line, never showing the key, where a key could not stand in an HTTP header.
+    Raises ValueError naming file and line, but never the key, where a key could not stand in an HTTP header.
     """
     keys = []
     for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), 1):

@@ -1,0 +1,84 @@
+"""What a source text names: a folder, a GGUF file or a hub id. Looks at the disk, never at the network."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from quant.errors import QuantError
+from server.catalog.model import DEFAULT_VARIANT, NAME, CatalogError, Model
+
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+REVISION = re.compile(r"\w[\w./-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    kind: Literal["folder", "gguf", "hub"]
+    source: str  # absolute path, or the hub id without its revision
+    revision: str | None = None
+
+    @property
+    def base_name(self) -> str:
+        """The last part of the path or id, as a model id."""
+        last = Path(self.source).name
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", last.removesuffix(".gguf")).lstrip("._-")[:96]
+        return name or "model"
+
+
+def read_reference(text: str, base: Path) -> Reference:
+    """`text` as a path relative to the folder `base`, or else as a hub id ("org/name", "org/name@revision").
+
+    A folder that exists wins over a hub id of the same spelling. Raises ValueError with one line.
+    """
+    if "://" in text:
+        raise ValueError(f"{text!r} is a URL: name a folder, a GGUF file or a hub id such as org/name")
+    path = (base / Path(text).expanduser()).resolve()
+    if path.is_dir():
+        return Reference("folder", str(_checked_folder(path, text)))
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(
+                f"{text!r} is a file but not a .gguf file: name the folder that holds config.json"
+            )
+        return Reference("gguf", str(path))
+    hub = None if text.startswith((".", "/", "~")) or text.endswith(".gguf") else HUB_ID.fullmatch(text)
+    if hub is None or ".." in text:
+        raise ValueError(f"{text!r}: no such folder or GGUF file")
+    return Reference("hub", hub[1], hub[2])
+
+
+def _checked_folder(path: Path, text: str) -> Path:
+    if not (path / "config.json").is_file():
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        hint = f"; to serve a GGUF file name it: {text.rstrip('/')}/{ggufs[0]}" if ggufs else ""
+        raise ValueError(f"{text!r} holds no config.json{hint}")
+    return path
+
+
+def gguf_type(path: str) -> str:
+    """The file type that a GGUF file says it has ("q4_0"). Raises ValueError where the file is not sound."""
+    from quant.gguf.header import read_header
+
+    try:
+        return read_header(Path(path)).file_type
+    except (QuantError, OSError) as error:
+        raise ValueError(str(error)) from error
+
+
+def model_from_source(text: str, base: Path | None = None) -> Model:
+    """What `quantserve serve SOURCE` serves: preloaded, under the source's base name. Raises CatalogError."""
+    try:
+        found = read_reference(text, base or Path.cwd())
+        own_type = gguf_type(found.source) if found.kind == "gguf" else None
+    except ValueError as error:
+        raise CatalogError([str(error)]) from error
+    assert NAME.fullmatch(found.base_name)
+    return Model(
+        id=found.base_name,
+        source=found.source,
+        revision=found.revision,
+        variants=() if own_type else (DEFAULT_VARIANT,),
+        default=own_type or DEFAULT_VARIANT,
+        preload=True,
+    )
