@@ -6,8 +6,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from quant.errors import BadSource, DiskFull
 
@@ -19,7 +20,7 @@ def shown(name: object) -> str:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
+def open_regular(path: Path) -> Iterator[BufferedReader]:
     """Raises BadSource for what is missing, unreadable, or a pipe, device or folder."""
     try:
         with open(path, "rb", opener=_without_waiting) as stream:
@@ -84,7 +85,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def replace_synced(path: Path, data: bytes) -> None:
-    """Put `data` in place of `path` at once: a crash leaves the old content or the new, and perhaps `path`.new."""
+    """Put `data` in place of `path` at once: a crash leaves the old content or the new, and maybe a *.new."""
     fresh = path.with_name(path.name + ".new")
     write_synced(fresh, data)
     fresh.rename(path)

@@ -146,7 +146,8 @@ def _check_tiling(file: Path, tensors: list[TensorInfo], base: int, size: int) -
     for tensor in tensors:
         if tensor.end > size:
             raise BadSource(
-                f"{file.name} is truncated: tensor {shown(tensor.name)} ends at byte {tensor.end:,} of {size:,}"
+                f"{file.name} is truncated: tensor {shown(tensor.name)} ends at byte {tensor.end:,} "
+                f"of {size:,}"
             )
     if tensors and tensors[0].start != base:
         raise BadSource(f"{file.name}: there is a hole before tensor {shown(tensors[0].name)}")
