@@ -1,8 +1,8 @@
 """Tokens a second, time to the first token and time between tokens, at several numbers of streams.
 
-`python -m benchmarks.serving` starts a server on the bundled model and measures it over HTTP. With `--peer-url`
-a second server, which runs already, gets the same prompts in the same run, level by level, and the ratio of
-tokens a second is printed.
+`python -m benchmarks.serving` starts a server on the bundled model and measures it over HTTP. With
+`--peer-url` a second server, which runs already, gets the same prompts in the same run, level by level, and
+the ratio of tokens a second is printed.
 """
 
 import argparse
@@ -40,9 +40,9 @@ SUBJECTS = (
 )
 PLACES = ("north", "south", "east", "west", "middle")
 STORY = (
-    "({number}) Everybody in the {place} of the country knows a story about {subject}. Some say it began a long "
-    "time ago, when there were no roads and people travelled only by day. Others remember it from school, where "
-    "it was read aloud every year. This is story number {number}, told as simply as possible.\n\n"
+    "({number}) Everybody in the {place} of the country knows a story about {subject}. Some say it began "
+    "a long time ago, when there were no roads and people travelled only by day. Others remember it from "
+    "school, where it was read aloud every year. This is story {number}, told as simply as possible.\n\n"
 )
 
 
