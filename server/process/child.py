@@ -1,0 +1,62 @@
+"""How child processes are started, told apart and tied to the life of their parent."""
+
+import os
+import signal
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+SECRET_ENDINGS = ("TOKEN", "_KEY", "SECRET", "PASSWORD")
+ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """A command line; -P keeps the working folder, where anybody may have put files, off the module path."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def child_environment(environ: Mapping[str, str], **changes: str) -> dict[str, str]:
+    """The environment for a child: our packages can be imported, whatever the working folder."""
+    result = {**environ, **changes}
+    if Path(sysconfig.get_paths()["purelib"]) != ROOT:
+        path = environ.get("PYTHONPATH")
+        result["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
+    return result
+
+
+def engine_environment(environ: Mapping[str, str], threads: int | None) -> dict[str, str]:
+    """For engines: no secrets, no network, and helper libraries that start no thread pools of their own.
+
+    `threads` also bounds OpenMP, which reads its width once, when the library is loaded.
+    """
+    clean = {name: value for name, value in environ.items() if not name.upper().endswith(SECRET_ENDINGS)}
+    width = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return child_environment(
+        clean, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OPENBLAS_NUM_THREADS="1", **width
+    )
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process when `parent` ends, and end at once if it already has.
+
+    The thread that started this process counts as the parent, so start children from the event loop's thread.
+    """
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def describe_exit(returncode: int | None) -> str:
+    """A returncode in words: "was killed by SIGSEGV", "exited with code 3"."""
+    if returncode is None:
+        return "closed its connection"
+    if returncode >= 0:
+        return f"exited with code {returncode}"
+    try:
+        return f"was killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"was killed by signal {-returncode}"

@@ -1,0 +1,255 @@
+"""The web process's view of one engine process: requests in, events out, and the news of its death.
+
+One task reads replies, another waits for the process. Whatever comes first, the end of the stream, a reply
+that cannot be read or the end of the process, is the engine's death, told once to everybody who waits.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+from collections.abc import AsyncGenerator, Callable, Iterator
+
+from server.errors import EngineDied, EngineFailed, OpenError, RequestError, ServerError, by_code
+from server.process.child import describe_exit, engine_environment, python_module
+from server.process.wire import BrokenWire, FrameTooLong, frame, read_reply
+from server.types import (
+    Abort,
+    Command,
+    Event,
+    Events,
+    Failed,
+    Generate,
+    Loading,
+    Open,
+    OpenFailed,
+    Ready,
+    Reply,
+    Shutdown,
+    Status,
+    Tokenize,
+    Tokenized,
+    Tokens,
+)
+
+log = logging.getLogger(__name__)
+
+LAST_WORDS_S = 0.5  # between the end of the stream and the end of the process, either way round
+SHUTDOWN_S = 5.0  # for an engine that was asked to stop
+TERMINATE_S = 2.0  # for an engine that was told to
+
+
+class EngineClient:
+    """Made by `start`. `on_death` is called once, in the event loop, when the engine ends unasked."""
+
+    on_death: Callable[["EngineClient"], None] | None = None
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        on_progress: Callable[[float], None] | None,
+    ) -> None:
+        self._process = process
+        self._reader, self._writer = streams
+        self._on_progress = on_progress
+        self._inboxes: dict[str, asyncio.Queue[Event | EngineDied]] = {}
+        self._broken: str | None = None
+        self._numbers = itertools.count()
+        self._opened: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._stopping: asyncio.Task[None] | None = None
+        self._life = asyncio.create_task(self._live(), name=f"engine {process.pid}")
+        self.status = Status()
+        self.death: str | None = None  # how the engine ended
+
+    @classmethod
+    async def start(cls, spec: Open, *, on_progress: Callable[[float], None] | None = None) -> "EngineClient":
+        """Start an engine and wait until it is ready; cancelling ends it.
+
+        Raises OpenError where the backend refuses the variant, EngineDied where the process ends before that.
+        """
+        client = await cls._spawn(spec, on_progress)
+        try:
+            client._send(spec)
+            await asyncio.shield(client._opened)
+        except BaseException:
+            client._kill()
+            await asyncio.shield(client.stop())
+            raise
+        return client
+
+    @classmethod
+    async def _spawn(cls, spec: Open, on_progress: Callable[[float], None] | None) -> "EngineClient":
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *python_module("server.process.worker", str(theirs.fileno()), str(os.getpid())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=2,  # what a library prints is a message, not data
+                env=engine_environment(os.environ, spec.threads),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the web process, which drains
+            )
+        except OSError as error:
+            ours.close()
+            raise OpenError(f"no engine process could be started ({error.strerror})") from None
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(process, await asyncio.open_unix_connection(sock=ours), on_progress)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def dead(self) -> bool:
+        return self.death is not None
+
+    @property
+    def ready(self) -> Ready:
+        """What the engine said when it had opened its variant."""
+        return self._opened.result()
+
+    @property
+    def requests(self) -> int:
+        """How many requests wait for events."""
+        return len(self._inboxes)
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Tokens]:
+        """Events of one request up to its last. Raises ServerErrors; closing it aborts the request."""
+        finished = False
+        with self._inbox(request) as inbox:
+            try:
+                while not finished:
+                    event = await inbox.get()
+                    finished = not isinstance(event, Tokens) or event.finish is not None
+                    if not isinstance(event, Tokens):
+                        raise _trouble(event)
+                    yield event
+            finally:
+                if not finished and not self.dead:
+                    self._send(Abort(id=request.id))
+
+    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Tokens of `text` by the model's own tokenizer, for variants without a tokenizer.json."""
+        id = f"tokenize-{next(self._numbers)}"
+        command = Tokenize(id=id, text=text, add_special=add_special, parse_special=parse_special)
+        with self._inbox(command) as inbox:
+            event = await inbox.get()
+            if not isinstance(event, Tokenized):
+                raise _trouble(event)
+            return list(event.tokens)
+
+    async def stop(self) -> None:
+        """Ask, then tell, then kill; returns when the process is gone and reaped. May be called again."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name=f"stop engine {self.pid}")
+        await asyncio.shield(self._stopping)
+
+    @contextlib.contextmanager
+    def _inbox(self, command: Generate | Tokenize) -> Iterator[asyncio.Queue[Event | EngineDied]]:
+        """Send a request and collect its events. Raises EngineDied where nobody is there to take it."""
+        if self.dead or self._stopping is not None:
+            raise EngineDied("the engine is not running")
+        assert command.id not in self._inboxes, "a request id was used twice"
+        try:
+            self._send(command)
+        except FrameTooLong:
+            raise RequestError("the request is too large for one message to the engine") from None
+        inbox = self._inboxes[command.id] = asyncio.Queue()
+        try:
+            yield inbox
+        finally:
+            del self._inboxes[command.id]
+
+    def _send(self, command: Command) -> None:
+        """Never waits: the engine reads in a thread of its own, and the API bounds what can be asked."""
+        self._writer.write(frame(command))
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def _stop(self) -> None:
+        if not self.dead:
+            self._send(Shutdown())
+        for patience_s, harder in ((SHUTDOWN_S, self._process.terminate), (TERMINATE_S, self._process.kill)):
+            if (await asyncio.wait({self._life}, timeout=patience_s))[0]:
+                return
+            with contextlib.suppress(ProcessLookupError):
+                harder()
+        await asyncio.wait({self._life})
+
+    async def _live(self) -> None:
+        """Until the process is gone and reaped and everybody knows."""
+        exited = asyncio.create_task(self._process.wait())
+        listening = asyncio.create_task(self._listen())
+        try:
+            await asyncio.wait({exited, listening}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exited, listening}, timeout=LAST_WORDS_S)
+        finally:
+            self._bury(self._broken or describe_exit(self._process.returncode))
+            self._kill()
+            listening.cancel()
+            self._writer.close()
+        await exited
+
+    async def _listen(self) -> None:
+        try:
+            while (reply := await read_reply(self._reader)) is not None:
+                self._take(reply)
+        except BrokenWire as error:
+            log.error("engine %d: %s", self.pid, error)
+            self._broken = "sent what is not a message"
+            self._kill()
+
+    def _take(self, reply: Reply) -> None:
+        match reply:
+            case Events(items=items):
+                for event in items:
+                    if (inbox := self._inboxes.get(event.id)) is not None:
+                        inbox.put_nowait(event)
+            case Status():
+                self.status = reply
+            case Loading(done=done):
+                if self._on_progress is not None:
+                    self._on_progress(done)
+            case Ready():
+                self._open(reply)
+            case OpenFailed(message=message):
+                self._open(OpenError(message))
+
+    def _open(self, outcome: Ready | ServerError) -> None:
+        if self._opened.done():
+            return
+        if isinstance(outcome, Ready):
+            self._opened.set_result(outcome)
+        else:
+            self._opened.set_exception(outcome)
+            self._opened.exception()  # seen: nobody waits where the start was cancelled
+
+    def _bury(self, death: str) -> None:
+        self.death = death
+        planned = self._stopping is not None
+        (log.info if planned else log.warning)("engine %d %s", self.pid, death)
+        self._open(EngineDied(f"the engine {death} while it was loading"))
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(EngineDied(f"the engine {death} while it held this request"))
+        if self.on_death is not None and not planned:
+            self.on_death(self)
+
+
+def _trouble(event: Event | EngineDied) -> ServerError:
+    match event:
+        case Failed(code=code, message=message):
+            return by_code(code, message)
+        case EngineDied():
+            return event
+        case _:
+            return EngineFailed("the engine answered with an event of another kind")
