@@ -36,7 +36,7 @@ check: $(VENV)/.dev ## Lint, formatting, types and the floors between packages
 bench: $(VENV)/.dev ## Measure tokens/s and latencies on the bundled model (BENCH="...": arguments)
 	@$(BIN)/python -m benchmarks.serving $(BENCH)
 
-docs: $(VENV)/.dev ## Write the generated parts of docs/ again and check every link
+docs: $(VENV)/.dev ## Write the generated parts of docs/ again
 	@$(BIN)/python docs/build.py
 
 clean: ## Remove what builds and tools leave behind (.venv and the model cache stay)
