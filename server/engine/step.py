@@ -83,7 +83,7 @@ class Batch:
 class RowResult:
     """`token` is None for a row that does not sample.
 
-    `prompt_logprobs[i]` scores the prompt's token at position `start + i + 1` (read from `row.sequence.tokens`),
+    `prompt_logprobs[i]` scores the prompt token at position `start + i + 1`, read from `row.sequence.tokens`,
     given all before it. The prompt's last position has no prompt token after it, so a row that ends there
     has one entry fewer than tokens. Nothing needs to be kept from one row to the next.
     """
@@ -94,7 +94,11 @@ class RowResult:
 
 
 class StepFailed(Exception):
-    """This step could not be computed (out of memory, no room); the executor is still whole and no slot changed."""
+    """This step's rows could not be computed (out of memory, no room); its slot operations were carried out.
+
+    The executor is still whole. What the slots of the failed rows hold from `row.start` on is undefined: the
+    scheduler releases them.
+    """
 
 
 class Executor(Protocol):

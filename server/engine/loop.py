@@ -1,0 +1,160 @@
+"""The engine's only loop: take commands, plan a step, compute it, send its events in one frame."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from server.engine.scheduler import Scheduler
+from server.engine.step import Batch, Executor, StepFailed
+from server.errors import ServerError
+from server.types import (
+    Abort,
+    Command,
+    Event,
+    Events,
+    Failed,
+    Generate,
+    Open,
+    Reply,
+    Shutdown,
+    Status,
+    Tokenize,
+    Tokenized,
+)
+
+STATUS_EVERY_S = 0.05
+
+
+class Inbox(Protocol):
+    def drain(self, *, block: bool) -> list[Command]:
+        """All commands that arrived; waits for the first if `block`."""
+        ...
+
+
+class Tokenizer(Protocol):
+    def __call__(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+
+class EngineLoop:
+    """Runs until it is told to shut down; a failed step fails one sequence, never the loop."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        inbox: Inbox,
+        send: Callable[[Reply], None],
+        tokenize: Tokenizer | None = None,
+    ) -> None:
+        self.executor = executor
+        self.inbox = inbox
+        self.send = send
+        self.tokenize = tokenize
+        self.scheduler = Scheduler(executor.limits)
+        self._flying: deque[tuple[Batch, object]] = deque()
+        self._outbox: list[Event] = []
+        self._stopping = False
+        self._reported = Status()
+        self._report_due = 0.0
+
+    def run(self) -> None:
+        try:
+            while not self._stopping:
+                for command in self.inbox.drain(block=not self.scheduler.busy and not self._flying):
+                    self._obey(command)
+                self._step()
+                self._flush()
+        finally:
+            self.executor.close()
+
+    # -- commands ---------------------------------------------------------------------------------
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Generate():
+                self._accept(command)
+            case Abort(id=request_id):
+                if (event := self.scheduler.abort(request_id)) is not None:
+                    self._emit([event])
+            case Tokenize():
+                self._tokenize(command)
+            case Shutdown():
+                self._stopping = True
+            case Open():
+                raise AssertionError("an engine is opened once, before its loop")
+
+    def _accept(self, request: Generate) -> None:
+        try:
+            self.scheduler.add(request)
+        except ServerError as error:
+            self._emit([Failed(id=request.id, code=error.code, message=str(error))])
+
+    def _tokenize(self, command: Tokenize) -> None:
+        try:
+            if self.tokenize is None:
+                raise ServerError("this engine has no tokenizer")
+            tokens = self.tokenize(
+                command.text, add_special=command.add_special, parse_special=command.parse_special
+            )
+        except ServerError as error:
+            self._emit([Failed(id=command.id, code=error.code, message=str(error))])
+            return
+        self._emit([Tokenized(id=command.id, tokens=tuple(tokens))])
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Keep `depth` steps in flight, then wait for the oldest."""
+        while len(self._flying) < self.executor.depth:
+            batch = self.scheduler.plan()
+            if not batch.rows and not batch.ops:
+                break
+            try:
+                self._flying.append((batch, self.executor.submit(batch)))
+            except StepFailed as failure:
+                self._fail(batch, failure)
+                return
+        if self._flying:
+            self._collect()
+
+    def _collect(self) -> None:
+        batch, ticket = self._flying.popleft()
+        try:
+            results = list(self.executor.collect(ticket))
+        except StepFailed as failure:
+            self._fail(batch, failure)
+            return
+        self._emit(self.scheduler.commit(batch, results))
+
+    def _fail(self, batch: Batch, failure: StepFailed) -> None:
+        """Steps submitted after the failed one were planned on its results: theirs are worth nothing."""
+        batches = [batch]
+        while self._flying:
+            later, ticket = self._flying.popleft()
+            batches.append(later)
+            try:
+                self.executor.collect(ticket)
+            except StepFailed:
+                continue  # it fails with the others below
+        self._emit(self.scheduler.fail(batches, str(failure)))
+
+    # -- replies ----------------------------------------------------------------------------------
+
+    def _emit(self, events: list[Event]) -> None:
+        self._outbox += events
+
+    def _flush(self) -> None:
+        if self._outbox:
+            self.send(Events(items=tuple(self._outbox)))
+            self._outbox.clear()
+        for key in self.scheduler.take_ended():
+            self.executor.forget(key)
+        self._report()
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now < self._report_due and self.scheduler.busy:
+            return
+        if (status := self.scheduler.status) != self._reported:
+            self.send(status)
+            self._reported, self._report_due = status, now + STATUS_EVERY_S

@@ -1,0 +1,352 @@
+"""Decides what runs next. Pure Python: no torch, no clock, no I/O.
+
+Continuous batching with chunked prefill. Admission is optimistic: a sequence gets memory as it grows, and
+when there is none left the youngest is preempted and computed again later, mostly from the prefix it left
+behind. Finished sequences stay in their slots as cached prefixes until the room is needed.
+"""
+
+from bisect import insort
+
+from server.engine.ledger import PageLedger
+from server.engine.prefix import Resident, best_match
+from server.engine.sequence import Sequence
+from server.engine.step import PREVIOUS, Batch, CopyPrefix, Release, Row, RowResult, SlotOp, Trim
+from server.errors import ContextTooLong, EngineFailed, RequestError
+from server.types import Event, Failed, FinishReason, Generate, Limits, Status, TokenLogprobs, Tokens
+
+
+class Scheduler:
+    """`plan` a batch, compute it, `commit` its results; up to two batches may be between the two calls.
+
+    Invariants: every accepted request gets exactly one final event; a slot is free, cached or held by one
+    running sequence; as long as one request is unfinished and nothing is in flight, `plan` has rows.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.ledger = PageLedger(-(-limits.kv_tokens // limits.page), limits.page)
+        self.waiting: list[Sequence] = []  # sorted by rank
+        self.running: dict[str, Sequence] = {}
+        self.cached: dict[int, Resident] = {}  # by slot, least recently used first
+        self._sequences: dict[str, Sequence] = {}
+        self._free_slots = list(range(limits.slots - 1, -1, -1))
+        self._ops: list[SlotOp] = []  # for the next batch
+        self._ended: list[int] = []  # keys that the executor may forget
+        self._arrivals = 0
+        self._preemptions = self._prompt_tokens = self._cached_tokens = self._generated = self._steps = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._sequences)
+
+    @property
+    def status(self) -> Status:
+        return Status(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            kv_used_tokens=self.ledger.used_tokens,
+            kv_total_tokens=self.ledger.total * self.ledger.page,
+            preemptions=self._preemptions,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generated_tokens=self._generated,
+            steps=self._steps,
+        )
+
+    def add(self, request: Generate) -> None:
+        """Accept a request. Raises RequestError for one that can never run; it then gets no event."""
+        size, room = len(request.prompt), self.limits.context
+        if not request.prompt:
+            raise RequestError("the prompt has no tokens", param="prompt")
+        if size + min(1, request.params.max_tokens) > room:
+            raise ContextTooLong(
+                f"the prompt has {size} tokens; with an answer it must fit into the context of {room} tokens"
+            )
+        if request.id in self._sequences:
+            raise RequestError("a request with this id is running")
+        limit = min(room, size + request.params.max_tokens)
+        sequence = Sequence(request, self._arrivals, limit, list(request.prompt))
+        if request.params.prompt_logprobs is not None:
+            sequence.prompt_scores = [None] * (size - 1)
+        self._arrivals += 1
+        self._prompt_tokens += size
+        self._sequences[request.id] = sequence
+        insort(self.waiting, sequence, key=_rank)
+
+    def abort(self, request_id: str) -> Event | None:
+        """End a request now. None where it is unknown or has ended already."""
+        if (sequence := self._sequences.get(request_id)) is None:
+            return None
+        return self._final(sequence, "abort")
+
+    # -- planning ---------------------------------------------------------------------------------
+
+    def plan(self) -> Batch:
+        """The next step; without rows there is nothing to do until something is committed or added."""
+        self._admit()
+        rows: list[Row] = []
+        budget = self.limits.step_tokens
+        for sequence in sorted(self.running.values(), key=_decode_first):
+            take = min(sequence.pending, budget)
+            if take > 0 and self._may_run(sequence) and self._make_room(sequence, take, rows):
+                rows.append(self._row(sequence, take))
+                budget -= take
+        ops, self._ops = tuple(self._ops), []
+        self._steps += bool(rows)
+        return Batch(ops, tuple(rows))
+
+    def _may_run(self, sequence: Sequence) -> bool:
+        if sequence.slot is None:  # preempted while this step was planned
+            return False
+        return sequence.wants_more or sequence.computed < sequence.prompt_tokens
+
+    def _row(self, sequence: Sequence, take: int) -> Row:
+        assert sequence.slot is not None
+        start, end = sequence.computed, sequence.computed + take
+        tokens = sequence.tokens[start:end]
+        tokens += [PREVIOUS] * (take - len(tokens))
+        samples = take == sequence.pending and sequence.wants_more
+        row = Row(
+            sequence=sequence,
+            slot=sequence.slot,
+            start=start,
+            tokens=tuple(tokens),
+            samples=samples,
+            draw=len(sequence.tokens) + sequence.in_flight - sequence.prompt_tokens,
+            wants_prompt_logprobs=sequence.scores_prompt and start < sequence.prompt_tokens - 1,
+        )
+        sequence.computed = end
+        sequence.in_flight += samples
+        return row
+
+    # -- admission --------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        for sequence in list(self.waiting):
+            if len(self.running) == self.limits.running:
+                return
+            assert not sequence.in_flight, "a step was committed since it was preempted"
+            match, shared = self._match(sequence)
+            if self._sibling_brings_more(sequence, shared):
+                continue
+            if not self._fits(sequence, shared):
+                return  # nobody overtakes: else a long prompt could wait for ever
+            self._place(sequence, match, shared)
+
+    def _match(self, sequence: Sequence) -> tuple[Resident | None, int]:
+        """The best prefix at hand, in whole pages. Scoring a prompt needs all its logits: no prefix then."""
+        if sequence.scores_prompt:
+            return None, 0
+        active = (
+            Resident(s.slot, s.tokens, s.known, s.family) for s in self.running.values() if s.slot is not None
+        )
+        residents = [*self.cached.values(), *active]
+        match, length = best_match(sequence.tokens, sequence.family, residents)
+        length -= length % self.limits.page
+        return (match, length) if length else (None, 0)
+
+    def _sibling_brings_more(self, sequence: Sequence, shared: int) -> bool:
+        """A running sequence is about to compute more of the same prefix: cheaper to wait for it."""
+        if sequence.scores_prompt:
+            return False
+        promised = [
+            Resident(-1, s.tokens, s.prompt_tokens, s.family)
+            for s in self.running.values()
+            if s.known < s.prompt_tokens
+        ]
+        _, length = best_match(sequence.tokens, sequence.family, promised)
+        return length - length % self.limits.page > shared + self.limits.page
+
+    def _fits(self, sequence: Sequence, shared: int) -> bool:
+        """Its tokens so far and one more have room, if need be in place of cached prefixes.
+
+        A prefix to start from is counted as gone with them, which errs on the safe side.
+        """
+        if not self.running:
+            return True
+        page = self.limits.page
+        wanted = -(-(len(sequence.tokens) + 1) // page)
+        if self.ledger.free + shared // page >= wanted:
+            return True
+        return self.ledger.free + self.ledger.reclaimable(self.cached) >= wanted
+
+    def _place(self, sequence: Sequence, match: Resident | None, shared: int) -> None:
+        slot = self._choose_slot(match, shared)
+        if match is not None and slot == match.slot:
+            del self.cached[slot]
+            self.ledger.trim(slot, shared)
+            self._ops.append(Trim(slot, shared))
+        elif match is not None:
+            if match.slot in self.cached:
+                self.cached[match.slot] = self.cached.pop(match.slot)  # recently used
+            self.ledger.share(match.slot, slot, shared)
+            self._ops.append(CopyPrefix(match.slot, slot, shared))
+        sequence.slot, sequence.computed = slot, shared
+        if not sequence.announced:
+            sequence.cached_tokens = shared
+            self._cached_tokens += shared
+        self.waiting.remove(sequence)
+        self.running[sequence.request.id] = sequence
+
+    def _choose_slot(self, match: Resident | None, shared: int) -> int:
+        """The matching slot itself where nothing worth keeping is lost, else a free or the stalest one."""
+        if match is not None and match.slot in self.cached:
+            rest = match.held - shared
+            if rest < self.limits.page or not (self._free_slots or len(self.cached) > 1):
+                return match.slot
+        if self._free_slots:
+            return self._free_slots.pop()
+        stalest = next(slot for slot in self.cached if match is None or slot != match.slot)
+        self._evict(stalest)
+        return self._free_slots.pop()
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    def _make_room(self, sequence: Sequence, take: int, planned: list[Row]) -> bool:
+        """Give the sequence pages for `take` more tokens; False where it cannot run in this step."""
+        assert sequence.slot is not None
+        size = sequence.computed + take
+        while self.ledger.free < self.ledger.missing(sequence.slot, size):
+            if self.cached:
+                self._shrink_stalest()
+                continue
+            busy = {row.sequence.key for row in planned}
+            victims = [s for s in self.running.values() if s.key not in busy]
+            victim = max(victims, key=_rank)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        self.ledger.grow(sequence.slot, size)
+        return True
+
+    def _shrink_stalest(self) -> None:
+        """Drop the last page of the least recently used prefix."""
+        slot, resident = next(iter(self.cached.items()))
+        page = self.limits.page
+        keep = (resident.held - 1) // page * page
+        if keep == 0:
+            self._evict(slot)
+            return
+        resident.held = keep
+        self.ledger.trim(slot, keep)
+        if self._ops and isinstance(last := self._ops[-1], Trim) and last.slot == slot:
+            self._ops.pop()
+        self._ops.append(Trim(slot, keep))
+
+    def _evict(self, slot: int) -> None:
+        del self.cached[slot]
+        self.ledger.release(slot)
+        self._ops.append(Release(slot))
+        self._free_slots.append(slot)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._preemptions += 1
+        self._leave_slot(sequence)
+        insort(self.waiting, sequence, key=_rank)
+
+    def _leave_slot(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Take a running sequence out of its slot; what it computed stays as a prefix if it fills a page."""
+        slot, known = sequence.slot, sequence.known
+        assert slot is not None
+        del self.running[sequence.request.id]
+        self.cached[slot] = Resident(slot, list(sequence.tokens), known, sequence.family)
+        if not keep or known < self.limits.page:
+            self._evict(slot)
+        sequence.slot, sequence.computed = None, 0
+
+    # -- results ----------------------------------------------------------------------------------
+
+    def commit(self, batch: Batch, results: list[RowResult]) -> list[Event]:
+        """Take a step's results, in the order of planning; rows of ended sequences are dropped."""
+        events: list[Event] = []
+        for row, result in zip(batch.rows, results, strict=True):
+            sequence = row.sequence
+            assert isinstance(sequence, Sequence)
+            if sequence.finish is not None:
+                continue
+            if row.wants_prompt_logprobs:
+                sequence.prompt_scores[row.start : row.start + len(result.prompt_logprobs)] = (
+                    result.prompt_logprobs
+                )
+            if (event := self._advance(sequence, row, result)) is not None:
+                events.append(event)
+        return events
+
+    def _advance(self, sequence: Sequence, row: Row, result: RowResult) -> Event | None:
+        if not row.samples:
+            scored = row.start + len(row.tokens) >= sequence.prompt_tokens and not sequence.params.max_tokens
+            return self._final(sequence, "length") if scored else None
+        assert result.token is not None
+        sequence.in_flight -= 1
+        sequence.tokens.append(result.token)
+        self._generated += 1
+        logprobs = None if result.logprobs is None else (result.logprobs,)
+        if finish := sequence.finish_after(result.token):
+            return self._final(sequence, finish, (result.token,), logprobs)
+        return self._event(sequence, (result.token,), logprobs)
+
+    def take_ended(self) -> list[int]:
+        """Keys of the sequences that ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def fail(self, batches: list[Batch], reason: str) -> list[Event]:
+        """Steps that could not be computed: the youngest sequence pays, the others start again."""
+        failed = {id(row.sequence): row.sequence for batch in batches for row in batch.rows}
+        sequences = [s for s in failed.values() if isinstance(s, Sequence) and s.finish is None]
+        for sequence in sequences:
+            sequence.in_flight = 0
+            if sequence.slot is not None:
+                self._leave_slot(sequence, keep=False)
+                insort(self.waiting, sequence, key=_rank)
+        if not sequences:
+            return []
+        youngest = max(sequences, key=_rank)
+        self._end(youngest, "abort")
+        return [Failed(id=youngest.request.id, code=EngineFailed.code, message=reason)]
+
+    def _final(
+        self,
+        sequence: Sequence,
+        finish: FinishReason,
+        tokens: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprobs, ...] | None = None,
+    ) -> Event:
+        event = self._event(sequence, tokens, logprobs, finish)
+        self._end(sequence, finish)
+        return event
+
+    def _end(self, sequence: Sequence, finish: FinishReason) -> None:
+        sequence.finish = finish
+        self._ended.append(sequence.key)
+        del self._sequences[sequence.request.id]
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+        else:
+            self._leave_slot(sequence)
+
+    def _event(
+        self,
+        sequence: Sequence,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...] | None,
+        finish: FinishReason | None = None,
+    ) -> Tokens:
+        first, sequence.announced = not sequence.announced, True
+        scores = tuple(score for score in sequence.prompt_scores if score is not None) if first else None
+        return Tokens(
+            id=sequence.request.id,
+            tokens=tokens,
+            logprobs=logprobs,
+            finish=finish,
+            cached_tokens=sequence.cached_tokens if first else None,
+            prompt_logprobs=scores if first and sequence.params.prompt_logprobs is not None else None,
+        )
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
+
+
+def _decode_first(sequence: Sequence) -> tuple[bool, tuple[int, int]]:
+    return sequence.pending > 1, sequence.rank

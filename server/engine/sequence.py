@@ -1,0 +1,63 @@
+"""One request inside an engine: its tokens, and how far they are computed."""
+
+from dataclasses import dataclass, field
+
+from server.engine.prefix import Family
+from server.types import FinishReason, Generate, SamplingParams, TokenLogprobs
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    request: Generate
+    key: int  # order of arrival
+    limit: int  # prompt and answer may grow to so many tokens
+    tokens: list[int]  # prompt and the answer so far
+    slot: int | None = None  # None while it waits
+    computed: int = 0  # positions that the slot holds or will hold after the steps in flight
+    in_flight: int = 0  # tokens being sampled in steps that are not committed
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+    announced: bool = False  # its first event was sent
+    prompt_scores: list[TokenLogprobs | None] = field(default_factory=list)
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.request.params
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def family(self) -> Family:
+        return (self.request.salt, self.request.adapter)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Smaller goes first; the greatest is preempted first."""
+        return (self.request.priority, self.key)
+
+    @property
+    def pending(self) -> int:
+        """Tokens known, or known to come from the step in flight, whose KV is not planned yet."""
+        return len(self.tokens) + self.in_flight - self.computed
+
+    @property
+    def known(self) -> int:
+        """Positions of the slot whose tokens are known."""
+        return min(self.computed, len(self.tokens))
+
+    @property
+    def wants_more(self) -> bool:
+        """Another token may be sampled after those in flight, unless one of them ends the answer."""
+        return len(self.tokens) + self.in_flight < self.limit
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Prompt logprobs are still owed."""
+        return self.params.prompt_logprobs is not None and not self.announced
+
+    def finish_after(self, token: int) -> FinishReason | None:
+        if token in self.params.stop_ids:
+            return "stop"
+        return "length" if len(self.tokens) >= self.limit else None
