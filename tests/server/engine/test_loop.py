@@ -1,0 +1,113 @@
+"""What one request sees of the engine: refusals, scores, cached prefixes, status."""
+
+import pytest
+
+from server.types import (
+    Abort,
+    Command,
+    Failed,
+    Generate,
+    Limits,
+    SamplingParams,
+    Status,
+    Tokenize,
+    Tokenized,
+    Tokens,
+)
+from tests.server.engine.script import alone, run
+
+BACKENDS = ["toy-rows", "toy-pages"]
+LIMITS = Limits(running=2, slots=6, context=64, kv_tokens=384, step_tokens=8, page=4)
+
+
+def ask(name: str, prompt: tuple[int, ...], count: int = 4, scores: int | None = None) -> Generate:
+    return Generate(id=name, prompt=prompt, params=SamplingParams(max_tokens=count, prompt_logprobs=scores))
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (ask("r", ()), "invalid_value"),
+        (ask("r", (1,) * 64), "context_length_exceeded"),
+        (ask("r", (1,) * 65, count=0), "context_length_exceeded"),
+    ],
+)
+def test_what_can_never_run_is_refused_at_once(request_: Generate, code: str) -> None:
+    result = run("toy-rows", {0: [request_, ask("other", (1, 2))]}, LIMITS)
+    (event,) = result.events["r"]
+    assert isinstance(event, Failed)
+    assert event.code == code
+    assert result.text("other") == alone(ask("other", (1, 2)), 64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_answer_that_reaches_the_context_ends_with_length(backend: str) -> None:
+    result = run(backend, {0: [ask("r", (1,) * 63, count=50)]}, LIMITS)
+    last = result.final("r")
+    assert isinstance(last, Tokens)
+    assert (last.finish, len(result.text("r"))) == ("length", 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_id_in_use_is_refused_and_the_first_goes_on(backend: str) -> None:
+    result = run(backend, {0: [ask("r", (1, 2), 20)], 3: [ask("r", (5,))]}, LIMITS)
+    assert [event.code for event in result.events["r"] if isinstance(event, Failed)] == ["invalid_value"]
+    assert result.text("r") == alone(ask("r", (1, 2), 20), 64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_prompt_position_but_the_first_is_scored_once(backend: str) -> None:
+    prompt = tuple(range(30))
+    timed: dict[int, list[Command]] = {0: [ask("r", prompt, 0, scores=0), ask("s", prompt, 3)]}
+    result = run(backend, timed, LIMITS)
+    (event,) = result.events["r"]
+    assert isinstance(event, Tokens)
+    assert event.tokens == ()
+    assert event.finish == "length"
+    assert event.prompt_logprobs is not None
+    assert [score.logprob for score in event.prompt_logprobs] == [
+        -float((sum(prompt[:i]) + prompt[i]) % 97) / 97 for i in range(1, 30)
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_shared_prefix_is_computed_once_and_only_for_its_own_key(backend: str) -> None:
+    prefix = tuple(range(40))
+    timed: dict[int, list[Command]] = {
+        0: [ask("first", (*prefix, 80))],
+        50: [ask("again", (*prefix, 90, 91))],
+        80: [Generate(id="other key", prompt=(*prefix, 90), params=SamplingParams(max_tokens=2), salt="b")],
+    }
+    result = run(backend, timed, LIMITS)
+    cached = {}
+    for name in ("first", "again", "other key"):
+        first = result.events[name][0]
+        assert isinstance(first, Tokens)
+        cached[name] = first.cached_tokens
+    assert cached == {"first": 0, "again": 40, "other key": 0}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_answers_to_the_same_prompt_share_its_computation(backend: str) -> None:
+    prompt = tuple(range(41))
+    result = run(backend, {0: [ask("a", prompt), ask("b", prompt)]}, LIMITS)
+    assert result.statuses[-1].cached_tokens == 40
+    assert result.text("a") == result.text("b") == alone(ask("a", prompt), 64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_status_says_that_nothing_runs(backend: str) -> None:
+    result = run(backend, {0: [ask("r", (1, 2, 3), 9)], 4: [Abort(id="r"), Abort(id="unknown")]}, LIMITS)
+    last = result.statuses[-1]
+    assert (last.running, last.waiting, last.prompt_tokens) == (0, 0, 3)
+    assert last.kv_total_tokens == 384
+    assert isinstance(last, Status)
+
+
+def test_an_engine_without_tokenizer_says_so() -> None:
+    result = run(
+        "toy-rows", {0: [Tokenize(id="t", text="a", add_special=False, parse_special=False)]}, LIMITS
+    )
+    (event,) = result.events["t"]
+    assert isinstance(event, Failed)
+    assert not isinstance(event, Tokenized)
