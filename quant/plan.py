@@ -1,0 +1,92 @@
+"""What a build will do, decided before it writes: its key, the types it goes through, the room it needs."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from quant.checkpoint import checkpoint_tensors
+from quant.errors import BadRecipe, DiskFull
+from quant.files import folder_bytes
+from quant.ggml import FLOAT_TYPES
+from quant.gguf.header import read_header
+from quant.recipe import Recipe
+from quant.safetensors_header import TensorInfo
+from quant.source import Source
+from quant.store import VariantStore
+
+BUILDER_VERSION = 1  # raised when the same source and recipe give other bytes
+FloatType = Literal["f32", "f16", "bf16"]
+REQUANTIZABLE = FLOAT_TYPES | {"q8_0"}
+SPARE_BYTES = 16 << 20  # texts, manifests, file system overhead
+
+
+def variant_key(source: Source, recipe: Recipe) -> str:
+    """32 hexadecimal digits that name the variant. Raises BadRecipe (imatrix gone)."""
+    parts = json.dumps([source.digest, recipe.digest, BUILDER_VERSION], separators=(",", ":"))
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    base: int  # bytes of the float GGUF that is quantized; 0 where there is none
+    model: int  # bytes of model.gguf, rather too many than too few
+
+
+def base_type(tensors: Iterable[TensorInfo]) -> FloatType:
+    """The smallest type that holds every matrix exactly."""
+    match {tensor.dtype for tensor in tensors if len(tensor.shape) > 1}:
+        case kinds if kinds == {"BF16"}:
+            return "bf16"
+        case kinds if kinds == {"F16"}:
+            return "f16"
+        case _:
+            return "f32"
+
+
+def require_buildable(source: Source, recipe: Recipe) -> None:
+    """Raises BadRecipe for what cannot be made of a GGUF file. Checkpoints are judged by the converter."""
+    if source.kind == "hf":
+        return
+    have = read_header(source.path).file_type
+    if have not in REQUANTIZABLE:
+        raise BadRecipe(
+            f"the source is {have} already; only {', '.join(sorted(REQUANTIZABLE))} can be quantized"
+        )
+    if have == recipe.type:
+        raise BadRecipe(f"the source is {have} already")
+
+
+def sizes(source: Source, recipe: Recipe) -> Sizes:
+    if source.kind == "gguf":
+        elements = sum(tensor.elements for tensor in read_header(source.path).tensors)
+        return Sizes(0, _model_bytes(elements, recipe))
+    tensors = checkpoint_tensors(source.path).values()
+    elements = sum(tensor.elements for tensor in tensors)
+    if recipe.type in FLOAT_TYPES:
+        return Sizes(0, _model_bytes(elements, recipe))
+    base = elements * (4 if base_type(tensors) == "f32" else 2)
+    return Sizes(base, _model_bytes(elements, recipe))
+
+
+def require_room(source: Source, recipe: Recipe, store: VariantStore) -> None:
+    """Raises DiskFull where the cache's disk cannot hold the build; deletes nothing."""
+    needed = sizes(source, recipe)
+    total = needed.base + needed.model + SPARE_BYTES
+    held = folder_bytes(store.scratch(variant_key(source, recipe)))
+    free = store.free_bytes()
+    if total - held > free:
+        raise DiskFull(f"the build needs {total - held:,} bytes, but {free:,} are free")
+
+
+def _model_bytes(elements: int, recipe: Recipe) -> int:
+    """Mixtures hold some tensors in bigger types, and rows of odd lengths fall back to such."""
+    if recipe.type == "f32" or recipe.overrides:
+        return 4 * elements
+    if recipe.type in FLOAT_TYPES:
+        return 2 * elements + elements // 100  # vectors stay f32
+    digit = re.search(r"\d", recipe.type)
+    bits = min(int(digit[0]) + 2.5, 8.5) if digit else 8.5
+    return int(elements * max(bits, 8.5 if digit and digit[0] == "8" else 0) / 8)

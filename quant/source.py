@@ -1,0 +1,119 @@
+"""The checkpoint a user brings, checked by headers and named by what is in it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from quant.checkpoint import PICKLES, read_checkpoint
+from quant.digests import DigestMemo
+from quant.errors import BadSource
+from quant.files import shown
+from quant.gguf.header import read_header
+from quant.hub import Hub, parse_hub_id
+from quant.progress import Progress, Report, ignore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    kind: Literal["hf", "gguf"]
+    id: str  # as the user named it
+    path: Path  # folder, or .gguf file
+    revision: str | None  # commit on the hub
+    digest: str  # of the content of every file that a variant depends on
+    architecture: str  # "LlamaForCausalLM", or GGUF's "llama"
+    config: Mapping[str, Any]  # config.json; empty for GGUF
+    bytes: int
+
+
+def open_source(
+    ref: str,
+    *,
+    cache: Path,
+    revision: str | None = None,
+    local_only: bool = False,
+    progress: Report | None = None,
+    hub: Hub | None = None,
+) -> Source:
+    """Open a folder, a .gguf file or a hub id ("org/name", "org/name@revision").
+
+    Headers and small files are read; weights only to hash them, once, remembered in <cache>/digests.json. With
+    `local_only` no network is touched. Raises BadSource before anything is written; DiskFull for a download.
+    """
+    report = progress or ignore
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return _open_folder(ref, path, _no_revision(revision), cache, report)
+    if path.is_file():
+        _no_revision(revision)
+        return _open_file(ref, path, cache, report)
+    wanted = parse_hub_id(ref, revision)
+    if wanted is None or path.suffix == ".gguf":
+        raise BadSource(_unknown(ref))
+    return _open_hub(ref, wanted, local_only, cache, report, hub or Hub())
+
+
+def _open_hub(ref: str, wanted: HubId, local_only: bool, cache: Path, report: Report, hub: Hub) -> Source:
+    folder = hub.snapshot(wanted, local_only=local_only, report=report)
+    return _open_folder(ref, folder, folder.name, cache, report)
+
+
+def _open_folder(ref: str, folder: Path, revision: str | None, cache: Path, report: Report) -> Source:
+    checkpoint = read_checkpoint(folder)
+    digest, size = _digest("hf", checkpoint.files, cache, report)
+    return Source(
+        kind="hf",
+        id=ref,
+        path=folder.resolve(),
+        revision=revision,
+        digest=digest,
+        architecture=checkpoint.architecture,
+        config=checkpoint.config,
+        bytes=size,
+    )
+
+
+def _open_file(ref: str, file: Path, revision: str | None, cache: Path, report: Report) -> Source:
+    if file.suffix in PICKLES:
+        raise BadSource(f"{file.name} is a pickle, which is never opened; convert it to safetensors")
+    if file.suffix == ".safetensors":
+        raise BadSource(f"{file.name} is one file of a checkpoint: name its folder")
+    header = read_header(file)
+    digest, size = _digest("gguf", (file,), cache, report)
+    return Source(
+        kind="gguf",
+        id=ref,
+        path=file.resolve(),
+        revision=revision,
+        digest=digest,
+        architecture=header.architecture,
+        config={},
+        bytes=size,
+    )
+
+
+def _digest(kind: str, files: tuple[Path, ...], cache: Path, report: Report) -> tuple[str, int]:
+    """(digest over names and contents, bytes). The name of a GGUF file does not count, it is the user's."""
+    memo = DigestMemo(cache)
+    total = sum(file.stat().st_size for file in files if not memo.is_known(file))
+    done = 0
+
+    def count(read: int) -> None:
+        nonlocal done
+        done += read
+        report(Progress("pull", done, total, "bytes"))
+
+    contents = [
+        ["" if kind == "gguf" else file.name, memo.sha256(file, progress=count)] for file in sorted(files)
+    ]
+    memo.save()
+    canonical = json.dumps([kind, contents], separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest(), sum(file.stat().st_size for file in files)
+
+
+def _unknown(ref: str) -> str:
+    if "://" in ref:
+        return "a URL is never opened; name a folder, a .gguf file or a hub repository such as org/name"
+    return f"there is no folder or file named {shown(Path(ref).name)}, and it is no hub repository's name"
