@@ -22,7 +22,6 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-    "chat_template.json",
 )
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 CONFIG_LIMIT, INDEX_LIMIT = 16 << 20, 64 << 20  # bytes

@@ -39,25 +39,28 @@ def open_source(
 ) -> Source:
     """Open a folder, a .gguf file or a hub id ("org/name", "org/name@revision").
 
-    Headers and small files are read; weights only to hash them, once, remembered in <cache>/digests.json. With
-    `local_only` no network is touched. Raises BadSource before anything is written; DiskFull for a download.
+    Headers and small files are read; weights only to hash them, once, remembered in <cache>/digests.json.
+    With `local_only` no network is touched. Raises BadSource before anything is written to the cache, and
+    DiskFull for a download.
     """
     report = progress or ignore
-    path = Path(ref).expanduser()
-    if path.is_dir():
-        return _open_folder(ref, path, _no_revision(revision), cache, report)
-    if path.is_file():
-        _no_revision(revision)
-        return _open_file(ref, path, cache, report)
+    if path := _local(ref):
+        if revision is not None:
+            raise BadSource("only a hub repository has revisions")
+        return (_open_folder if path.is_dir() else _open_file)(ref, path, None, cache, report)
     wanted = parse_hub_id(ref, revision)
-    if wanted is None or path.suffix == ".gguf":
+    if wanted is None or ref.endswith(".gguf"):
         raise BadSource(_unknown(ref))
-    return _open_hub(ref, wanted, local_only, cache, report, hub or Hub())
-
-
-def _open_hub(ref: str, wanted: HubId, local_only: bool, cache: Path, report: Report, hub: Hub) -> Source:
-    folder = hub.snapshot(wanted, local_only=local_only, report=report)
+    folder = (hub or Hub()).snapshot(wanted, local_only=local_only, report=report)
     return _open_folder(ref, folder, folder.name, cache, report)
+
+
+def _local(ref: str) -> Path | None:
+    try:
+        path = Path(ref).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # no name that a file can have
+        return None
 
 
 def _open_folder(ref: str, folder: Path, revision: str | None, cache: Path, report: Report) -> Source:
