@@ -1,0 +1,112 @@
+"""llama.cpp's quantizer, called through ctypes: every type it has, types by tensor, importance matrices."""
+
+import ctypes
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from quant.errors import BadRecipe, BuildFailed, DiskFull
+from quant.files import shown
+from quant.ggml import FILE_TYPES, FLOAT_TYPES, TENSOR_TYPES
+from quant.gguf.imatrix import Importance, read_imatrix
+from quant.gguf.native import Log, captured, library
+from quant.recipe import Recipe
+
+STEP = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")  # llama.cpp says so before each tensor
+BUFFER = 512 * 2**20  # bytes of a tensor's rows in memory at once; the result is the same for any size
+FULL = 2**20  # bytes free on a disk that is as good as full
+FUNCTION = re.compile(r"^\w+: (failed to quantize: )?")
+UNMET = ("imatrix", "importance matrix")
+
+
+def quantize(
+    source: Path, target: Path, recipe: Recipe, *, progress: Callable[[int, int], None], threads: int | None
+) -> None:
+    """Write `target` from the GGUF file `source`. `progress(tensors begun, tensors)`. Same input, same bytes.
+
+    Raises BadRecipe (an override or imatrix that fits no tensor, no imatrix where one is needed), DiskFull or
+    BuildFailed.
+    """
+    if recipe.overrides and recipe.type in FLOAT_TYPES:
+        raise BadRecipe(f"{recipe.type} keeps every tensor as it is and takes no overrides")
+    importance = read_imatrix(Path(recipe.imatrix)) if recipe.imatrix else {}
+    if recipe.overrides or importance:
+        _check_names(_tensor_names(source), recipe, importance)
+    params = _params(recipe, importance, threads)
+
+    def step(line: str) -> None:
+        if match := STEP.match(line):
+            progress(int(match[1]), int(match[2]))
+
+    with captured(step) as log:
+        code = library().llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
+    if code:
+        room = os.statvfs(target.parent)
+        target.unlink(missing_ok=True)
+        raise _failure(log, recipe, (source, target), room.f_bavail * room.f_frsize)
+
+
+def _tensor_names(source: Path) -> tuple[str, ...]:
+    return tuple(tensor.name for tensor in gguf.GGUFReader(source).tensors)
+
+
+def _check_names(names: Sequence[str], recipe: Recipe, importance: Importance) -> None:
+    for pattern, _ in recipe.overrides:
+        if not any(re.search(pattern, name) for name in names):
+            raise BadRecipe(f"override pattern {shown(pattern)} matches no tensor of this model")
+    if importance and not importance.keys() & set(names):
+        raise BadRecipe("the imatrix is of another model: it names none of this model's tensors")
+
+
+def _params(recipe: Recipe, importance: Importance, threads: int | None) -> Any:
+    """llama_model_quantize_params; ctypes keeps the arrays alive that it points to."""
+    native = library()
+    params = native.llama_model_quantize_default_params()
+    params.ftype = FILE_TYPES[recipe.type]
+    params.nthread = threads or len(os.sched_getaffinity(0))
+    params.allow_requantize = True  # from q8_0; which sources may be quantized again is decided above
+    params.max_buf_size = BUFFER
+    if recipe.overrides:
+        params.tt_overrides = _ended(native.llama_model_tensor_override, _overrides(recipe))
+    if importance:
+        params.imatrix = _ended(native.llama_model_imatrix_data, _matrices(importance))
+    return params
+
+
+def _ended(kind: Any, rows: list[tuple[Any, ...]]) -> Any:
+    """A C array closed by an empty element."""
+    return (kind * (len(rows) + 1))(*(kind(*row) for row in rows), kind())
+
+
+def _overrides(recipe: Recipe) -> list[tuple[Any, ...]]:
+    return [(pattern.encode(), TENSOR_TYPES[kind].number) for pattern, kind in recipe.overrides]
+
+
+def _matrices(importance: Importance) -> list[tuple[Any, ...]]:
+    single = ctypes.POINTER(ctypes.c_float)
+    return [
+        (name.encode(), values.ctypes.data_as(single), values.size) for name, values in importance.items()
+    ]
+
+
+def _failure(
+    log: Log, recipe: Recipe, paths: Sequence[Path], free: int
+) -> BadRecipe | BuildFailed | DiskFull:
+    reason = _reason(log, paths)
+    if any(word in reason for word in UNMET):
+        return BadRecipe(f"{recipe.type}: {reason}")
+    if free < FULL:
+        return DiskFull("the disk of the cache is full")
+    return BuildFailed(f"llama.cpp could not make {recipe.type}: {reason}")
+
+
+def _reason(log: Log, paths: Sequence[Path]) -> str:
+    """llama.cpp's last word in one line, without the paths of this machine."""
+    line = log.errors[-1] if log.errors else "it gave no reason"
+    for path in paths:
+        line = line.replace(str(path), path.name)
+    return " ".join(FUNCTION.sub("", line).split())

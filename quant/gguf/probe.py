@@ -1,0 +1,97 @@
+"""llama.cpp and `tokenizers` read the same text: are the tokens the same?
+
+The variant is served with tokenizer.json; the comparison proves that the GGUF file's vocabulary, merges and
+pre-tokenizer say the same to llama.cpp and to everybody else who opens the file.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quant.errors import BadSource, TokenizerMismatch
+from quant.files import shown
+from quant.gguf.native import captured, library
+from quant.gguf.tokenizer import is_byte_level, read_tokenizer_json, spaces_of
+
+PROBE: tuple[str, ...] = (
+    "The quick brown fox jumps over the lazy dog, doesn't it? I'LL say WE'VE 'seen' it; they're Peter's.",
+    'def f(x: int) -> str:\n    """Doc."""\n\treturn f\'{x:>10}\' if x != 0 else None  # ok\n\n\nclass A(B):\n',
+    "for (int i = 0; i < n; ++i) { a[i] += b->c * 0x1F & ~m; } // <html>&amp;</html>\r\n#include <x.h>\r\n",
+    "1 12 123 1234 12345 123456 1234567 3.14159 1,000,000 -42 1e-9 50% $9.99 v2.0 2024-01-31 x1y22z333",
+    "Ça été très naïve: Übergröße, señor, smörgåsbord, Þórr, łódź, İstanbul, tiếng Việt.",
+    "Ελληνικά: καλημέρα. Русский язык: съешь ещё. Українська: їжак. עברית: שלום. العربية: مرحبا بالعالم.",
+    "中文\uff1a我想在苹果公司工作1314151天。日本語\uff1aひらがな、カタカナ。한국어: 안녕하세요!",
+    "🚀 😀😃 👍🏽 👩‍👩‍👧 🇩🇪 ✅ ❤️ — “quotes” … ™ © € ½ ² №",
+    "a  b   c    d     e\n\n\n  f\t\tg \n h\u00a0i\n",
+    "trailing spaces   ",
+    "!!! ??? ... --- *** ((())) [[]] {{}} == === != <= >= && || ++ -- :: -> => /* */ `` ```",
+)
+LEADING_SPACES = (" one space", "   three spaces", "\n\nlines first", "\ttab first")
+MOST_SPECIALS = 64  # of the added tokens, spread evenly
+
+
+def compare(gguf: Path, tokenizer_json: Path) -> None:
+    """Raises TokenizerMismatch with both token lists, or BadSource when either side cannot be opened."""
+    from tokenizers import Tokenizer
+
+    data = read_tokenizer_json(tokenizer_json)
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BadSource(f"tokenizer.json cannot be opened: {shown(str(error))}") from error
+    with _vocabulary(gguf) as vocabulary:
+        for text in _texts(data):
+            theirs = tokenizer.encode(text, add_special_tokens=False).ids
+            ours = _tokenize(vocabulary, text)
+            if ours != theirs:
+                raise TokenizerMismatch(
+                    f"llama.cpp and tokenizers differ on {shown(text)}: llama.cpp {ours}, tokenizers {theirs}"
+                )
+
+
+def _texts(data: Mapping[str, Any]) -> Iterator[str]:
+    """What both can express. Left out is what llama.cpp has no setting for: it always puts its space before a
+    text that begins with one, and after each special token, where Metaspace does not.
+    """
+    prefix = "never" if is_byte_level(data) else spaces_of(data).prefix
+    yield from PROBE
+    if prefix in {"sections", "never"}:
+        yield from LEADING_SPACES
+    specials = _some_specials(data)
+    yield from (f"before{token}" for token in specials)
+    if prefix != "text":
+        yield from (f"{token}after{token}{token} spaced {token}\n" for token in specials)
+
+
+def _some_specials(data: Mapping[str, Any]) -> Sequence[str]:
+    added = [token["content"] for token in data.get("added_tokens") or ()]
+    return added[:: max(1, len(added) // MOST_SPECIALS)]
+
+
+@contextmanager
+def _vocabulary(gguf: Path) -> Iterator[Any]:
+    """llama.cpp's vocabulary of a GGUF file, without its weights."""
+    native = library()
+    params = native.llama_model_default_params()
+    params.vocab_only = True
+    with captured() as log:
+        model = native.llama_model_load_from_file(os.fsencode(gguf), params)
+        if not model:
+            reason = log.errors[-1] if log.errors else "no reason given"
+            raise BadSource(f"llama.cpp cannot read the vocabulary: {reason.replace(str(gguf), gguf.name)}")
+        try:
+            yield native.llama_model_get_vocab(model)
+        finally:
+            native.llama_model_free(model)
+
+
+def _tokenize(vocabulary: Any, text: str) -> list[int]:
+    native = library()
+    raw = text.encode()
+    room = len(raw) + 8
+    tokens = (ctypes.c_int32 * room)()
+    count = native.llama_tokenize(vocabulary, raw, len(raw), tokens, room, False, True)
+    return list(tokens[: max(count, 0)])
