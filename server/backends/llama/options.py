@@ -1,0 +1,49 @@
+"""What `Open.options` may say to this backend."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from server.errors import OpenError
+
+CELLS = 256  # llama.cpp gives out KV memory in such units
+KV_TYPES = ("f16", "f32", "q8_0")
+
+
+@dataclass(frozen=True)
+class Options:
+    kv_type: str = "f16"
+    slots: int | None = None  # sequences held, running and cached; None: chosen from `parallel`
+    step_tokens: int = 512  # tokens in one forward pass
+    gpu_layers: int = -1  # layers on the GPU, where llama.cpp was built for one; -1: all
+
+
+def parse_options(options: Mapping[str, str]) -> Options:
+    """Raises OpenError for an option that is not known or has no such value."""
+    known = [field.name for field in fields(Options)]
+    if unknown := sorted(set(options) - set(known)):
+        raise OpenError(f"unknown option {unknown[0]!r}; known: {', '.join(known)}")
+    kv_type = options.get("kv_type", Options.kv_type)
+    if kv_type not in KV_TYPES:
+        raise OpenError(f"kv_type is {kv_type!r}; known: {', '.join(KV_TYPES)}")
+    return Options(
+        kv_type=kv_type,
+        slots=_number(options, "slots", least=1) if "slots" in options else None,
+        step_tokens=_number(options, "step_tokens", least=2, default=Options.step_tokens),
+        gpu_layers=_number(options, "gpu_layers", least=-1, default=Options.gpu_layers),
+    )
+
+
+def _number(options: Mapping[str, str], name: str, *, least: int, default: int = 0) -> int:
+    text = options.get(name, str(default))
+    try:
+        value = int(text)
+    except ValueError:
+        raise OpenError(f"{name} is {text!r}, not a number") from None
+    if value < least:
+        raise OpenError(f"{name} is {value}; it is at least {least}")
+    return value
+
+
+def cells(kv_tokens: int) -> int:
+    """The size of KV memory that holds so many tokens."""
+    return -(-kv_tokens // CELLS) * CELLS

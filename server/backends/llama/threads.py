@@ -1,0 +1,59 @@
+"""How many threads a computation may use: the affinity mask and the container's CPU quota, not the machine.
+
+Threads beyond either spin against each other and make every step slower.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def allowed_threads() -> int:
+    """At least 1. A quota of 2.5 CPUs gives 2: a third thread would be throttled and the others wait."""
+    cpus = len(os.sched_getaffinity(0))
+    quota = cpu_quota(MEMBERSHIP, CGROUPS)
+    return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def cpu_quota(membership: Path, mount: Path) -> float | None:
+    """CPUs granted by the tightest of the process' control groups; None where nothing limits them."""
+    quotas = []
+    for line in _lines(membership):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            quotas += _along(mount, path, _quota_v2)
+        elif "cpu" in controllers.split(","):
+            quotas += _along(mount / "cpu", path, _quota_v1)
+    return min(quotas, default=None)
+
+
+def _along(root: Path, path: str, read: Callable[[Path], float | None]) -> list[float]:
+    """Quotas of the group and of all groups around it. In a container the root may be the group itself."""
+    group = root / path.lstrip("/")
+    groups = [group, *(parent for parent in group.parents if parent.is_relative_to(root))]
+    return [quota for folder in groups if (quota := read(folder)) is not None]
+
+
+def _quota_v2(folder: Path) -> float | None:
+    match "".join(_lines(folder / "cpu.max")).split():
+        case [quota, period] if quota != "max":
+            return int(quota) / int(period)
+    return None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota = "".join(_lines(folder / "cpu.cfs_quota_us"))
+    period = "".join(_lines(folder / "cpu.cfs_period_us"))
+    if not quota or not period or int(quota) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
