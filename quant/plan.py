@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from quant.checkpoint import checkpoint_tensors
+from quant.checkpoint import TEXT_FILES, checkpoint_tensors
 from quant.errors import BadRecipe, DiskFull
 from quant.files import folder_bytes
 from quant.ggml import FLOAT_TYPES
@@ -20,7 +20,7 @@ from quant.store import VariantStore
 BUILDER_VERSION = 1  # raised when the same source and recipe give other bytes
 FloatType = Literal["f32", "f16", "bf16"]
 REQUANTIZABLE = FLOAT_TYPES | {"q8_0"}
-SPARE_BYTES = 16 << 20  # texts, manifests, file system overhead
+SPARE_BYTES = 1 << 20  # manifests, file system overhead
 
 
 def variant_key(source: Source, recipe: Recipe) -> str:
@@ -33,6 +33,7 @@ def variant_key(source: Source, recipe: Recipe) -> str:
 class Sizes:
     base: int  # bytes of the float GGUF that is quantized; 0 where there is none
     model: int  # bytes of model.gguf, rather too many than too few
+    texts: int
 
 
 def base_type(tensors: Iterable[TensorInfo]) -> FloatType:
@@ -62,19 +63,18 @@ def require_buildable(source: Source, recipe: Recipe) -> None:
 def sizes(source: Source, recipe: Recipe) -> Sizes:
     if source.kind == "gguf":
         elements = sum(tensor.elements for tensor in read_header(source.path).tensors)
-        return Sizes(0, _model_bytes(elements, recipe))
+        return Sizes(0, _model_bytes(elements, recipe), 0)
     tensors = checkpoint_tensors(source.path).values()
     elements = sum(tensor.elements for tensor in tensors)
-    if recipe.type in FLOAT_TYPES:
-        return Sizes(0, _model_bytes(elements, recipe))
-    base = elements * (4 if base_type(tensors) == "f32" else 2)
-    return Sizes(base, _model_bytes(elements, recipe))
+    texts = sum(path.stat().st_size for name in TEXT_FILES if (path := source.path / name).exists())
+    base = 0 if recipe.type in FLOAT_TYPES else elements * (4 if base_type(tensors) == "f32" else 2)
+    return Sizes(base, _model_bytes(elements, recipe), texts)
 
 
 def require_room(source: Source, recipe: Recipe, store: VariantStore) -> None:
     """Raises DiskFull where the cache's disk cannot hold the build; deletes nothing."""
     needed = sizes(source, recipe)
-    total = needed.base + needed.model + SPARE_BYTES
+    total = needed.base + needed.model + needed.texts + SPARE_BYTES
     held = folder_bytes(store.scratch(variant_key(source, recipe)))
     free = store.free_bytes()
     if total - held > free:

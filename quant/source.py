@@ -97,6 +97,12 @@ def _open_file(ref: str, file: Path, revision: str | None, cache: Path, report: 
     )
 
 
+def digest_again(source: Source, cache: Path) -> str:
+    """Digest of what lies at the source's place now; unchanged files are not read. Raises BadSource."""
+    files = read_checkpoint(source.path).files if source.kind == "hf" else (source.path,)
+    return _digest(source.kind, files, cache, ignore)[0]
+
+
 def _digest(kind: str, files: tuple[Path, ...], cache: Path, report: Report) -> tuple[str, int]:
     """(digest over names and contents, bytes). The name of a GGUF file does not count, it is the user's."""
     memo = DigestMemo(cache)
