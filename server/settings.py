@@ -157,13 +157,17 @@ def read_settings(
         try:
             values[name] = READERS[name](text)
         except (ValueError, OSError) as error:
-            label = variable if flag is None else "--" + name.replace("_", "-")
+            label = variable if flag is None else flag_of(name)
             problems.append(f"{label}: {error}")
     if problems:
         raise SettingsError(problems)
     if "models" not in values and (here := Path("models.yaml").absolute()).is_file():
         values["models"] = here
     return Settings(**values)
+
+
+def flag_of(name: str) -> str:
+    return "--" + VARIABLES[name].removeprefix(PREFIX).lower().replace("_", "-")
 
 
 def refuse_open_bind(settings: Settings) -> str | None:

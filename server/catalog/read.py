@@ -93,7 +93,7 @@ class Reading:
         """A model of the mapping spelling: its id is the key."""
         id_ = entry.key if NAME.fullmatch(entry.key) else None
         if id_ is None:
-            self.report.add(entry.line, f"id {shown(entry.key)}: {NAME_RULE}")
+            self.report.add(entry.line, f"id: {shown(entry.key)}: {NAME_RULE}")
         if not isinstance(entry.value, yaml.MappingNode):
             self.report.add(
                 entry.line, f"{shown(entry.key)} must be a mapping with source, not {kind_of(entry.value)}"

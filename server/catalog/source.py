@@ -20,10 +20,13 @@ class Reference:
 
     @property
     def base_name(self) -> str:
-        """The last part of the path or id, as a model id."""
-        last = Path(self.source).name
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", last.removesuffix(".gguf")).lstrip("._-")[:96]
-        return name or "model"
+        return base_name(self.source)
+
+
+def base_name(source: str) -> str:
+    """The last part of a path or hub id, as a model id."""
+    last = Path(source).name.removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:96] or "model"
 
 
 def read_reference(text: str, base: Path) -> Reference:
@@ -32,7 +35,7 @@ def read_reference(text: str, base: Path) -> Reference:
     A folder that exists wins over a hub id of the same spelling. Raises ValueError with one line.
     """
     if "://" in text:
-        raise ValueError(f"{text!r} is a URL: name a folder, a GGUF file or a hub id such as org/name")
+        raise ValueError(f"{text!r} is a URL: name a folder, a GGUF file or hub id (org/name)")
     path = (base / Path(text).expanduser()).resolve()
     if path.is_dir():
         return Reference("folder", str(_checked_folder(path, text)))
@@ -61,7 +64,8 @@ def gguf_type(path: str) -> str:
     from quant.gguf.header import read_header
 
     try:
-        return read_header(Path(path)).file_type
+        found = read_header(Path(path)).file_type
+        return "gguf" if found == "unknown" else found
     except (QuantError, OSError) as error:
         raise ValueError(str(error)) from error
 

@@ -1,0 +1,46 @@
+"""What `serve` shows while the models that are to be ready at the start are built and loaded."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from server.cli.terminal import Progress, Step, progress
+
+if TYPE_CHECKING:
+    from server.pool.pool import ModelState
+    from server.settings import Settings
+
+EVERY_S = 0.2
+
+
+class Loading:
+    def __init__(self, settings: "Settings") -> None:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{host}:{settings.port}/v1"
+
+    async def follow(self, states: "Callable[[], Sequence[ModelState]]") -> None:
+        """Shows preloaded models until each is ready or has failed."""
+        with progress() as shown:
+            ended: set[str] = set()
+            while waiting := [one for one in states() if one.model.preload and one.model.id not in ended]:
+                ended.update(one.model.id for one in waiting if self._ended(one, shown))
+                await asyncio.sleep(EVERY_S)
+
+    def _ended(self, state: "ModelState", shown: Progress) -> bool:
+        name = f"{state.model.id}:{state.model.default}"
+        match state.state:
+            case "ready":
+                shown.say(f"{name} is ready at {self.url}")
+            case "failed" | "quarantined":
+                shown.say(f"{name} failed: {state.error}")
+            case "building" | "loading" | "unloaded":
+                shown.show(name, step_of(state))
+                return False
+        return True
+
+
+def step_of(state: "ModelState") -> Step:
+    """A build's own stage, else the state itself."""
+    if state.progress is None:
+        return Step(state.state, 0, 0, "")
+    return Step(state.progress.stage, state.progress.done, state.progress.total, state.progress.unit)
