@@ -121,10 +121,23 @@ class Checks:
             self._wrong("variants", "an empty list: leave it out, or name a recipe")
         elif variants and default is None and not self._given("default"):
             self.values["default"] = variants[0]
-        elif variants and default and default not in variants:
-            self._wrong("default", f"{default} is not among variants ({', '.join(variants)})")
         elif variants is None and not self._given("variants"):
             self.values["variants"] = (default or DEFAULT_VARIANT,)
+        elif default:
+            self._default_is_listed(default, variants or self._written_variants())
+
+    def _default_is_listed(self, default: str, listed: tuple[str, ...]) -> None:
+        sound = "variants" in self.values
+        if default in listed or (not sound and near(default, listed)):
+            return  # where variants are misspelt, one of them may be the default that is meant
+        if listed:
+            self._wrong("default", f"{default} is not among variants ({', '.join(listed)})")
+
+    def _written_variants(self) -> tuple[str, ...]:
+        """What stands in a list of variants in which something is wrong."""
+        written = self.entry.fields.get("variants")
+        items = written.value.value if written and isinstance(written.value, yaml.SequenceNode) else ()
+        return tuple(item.value.lower() for item in items if isinstance(item, yaml.ScalarNode))
 
     def numbers(self) -> None:
         context, kv_tokens = self.values.get("context"), self.values.get("kv_tokens")

@@ -103,6 +103,7 @@ class Entries:
     def __init__(self, report: Report) -> None:
         self.report = report
         self.known: dict[int, dict[str, Entry]] = {}
+        self.repeated: dict[int, list[Entry]] = {}  # by node, entries whose key was there before
         self.open: set[int] = set()
 
     def of(self, node: yaml.MappingNode) -> dict[str, Entry]:
@@ -126,8 +127,10 @@ class Entries:
             elif not isinstance(key, yaml.ScalarNode):
                 self.report.add(line_of(key), "a key must be a plain word")
             elif key.value in own:
+                entry = Entry(key.value, line_of(key), value)
+                self.repeated.setdefault(id(node), []).append(entry)
                 self.report.add(
-                    line_of(key), f"{key.value!r} is given twice (first on line {own[key.value].line})"
+                    entry.line, f"{entry.key!r} is given twice (first on line {own[entry.key].line})"
                 )
             else:
                 own[key.value] = Entry(key.value, line_of(key), value)

@@ -1,6 +1,7 @@
 """models.yaml -> Catalog, or every mistake in it."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -66,6 +67,11 @@ class Reading:
             self.report.add(models.line, f"more than {MAX_MODELS} models")
         elif isinstance(node, yaml.MappingNode):
             yield from filter(None, map(self._keyed, self.entries.of(node).values()))
+            for entry in self.entries.repeated.get(
+                id(node), ()
+            ):  # reported as such; it may hold more mistakes
+                if again := self._keyed(entry):
+                    yield replace(again, id=None)
         else:
             yield from filter(None, map(self._item, node.value))
 

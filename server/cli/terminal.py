@@ -60,7 +60,7 @@ class Lines:
         if stage == step.stage and self.clock() - at < LINE_EVERY_S:
             return
         self.last[name] = (step.stage, self.clock())
-        share = f" {step.share:.0%} ({step.amount})" if step.total else ""
+        share = f" {step.share:.0%} ({step.amount})" if step.done and step.total else ""
         self.say(f"{name}: {step.stage}{share}")
 
     def say(self, text: str) -> None:

@@ -304,6 +304,31 @@ def test_hostile_nesting_is_cheap(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("checkpoint")
+@pytest.mark.parametrize(
+    ("variants", "default", "lines"),
+    [
+        ("[q4_k_m, q4_k_n]", "q4_k_n", [2, 3]),  # wrong in both places
+        ("[q4_k_m, q8_o]", "q8_0", [2]),  # the misspelt one may be meant
+        ("[q4_k_m, nonsense]", "q8_0", [2, 3]),
+        ("nonsense", "q8_0", [2]),
+    ],
+)
+def test_default_and_wrong_variants(tmp_path: Path, variants: str, default: str, lines: list[int]) -> None:
+    found = problems(
+        tmp_path, f"models: {{tiny: {{source: tiny,\n variants: {variants},\n default: {default}}}}}"
+    )
+    assert [int(line.split(":")[1]) for line in found] == lines, found
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_a_repeated_model_is_checked_too(tmp_path: Path) -> None:
+    assert problems(tmp_path, "models:\n  tiny: {source: tiny}\n  tiny: {source: tiny, parallel: 0}\n") == [
+        "models.yaml:3: 'tiny' is given twice (first on line 2)",
+        "models.yaml:3: parallel: must be a whole number from 1 to 256, not 0",
+    ]
+
+
+@pytest.mark.usefixtures("checkpoint")
 def test_a_shared_mistake_is_one_line(tmp_path: Path) -> None:
     text = "x-a: &a {parallel: 0}\nmodels: {a: {source: tiny, <<: *a}, b: {source: tiny, <<: *a}}"
     assert problems(tmp_path, text) == [
