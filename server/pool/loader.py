@@ -1,0 +1,216 @@
+"""From a name to an engine that is ready: find the variant, build it if need be, open it."""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from quant.errors import BadSource, DamagedVariant, QuantError
+from quant.gguf.header import read_header
+from quant.source import Source
+from quant.store import Variant, VariantStore
+from server.catalog import Model
+from server.errors import EngineDied, ServerError
+from server.pool.background import in_thread
+from server.pool.jobs import Jobs
+from server.pool.policy import LASTING
+from server.pool.records import Progress
+from server.pool.select import backend_for, find_variant, is_listed, recipe_of, variant_id
+from server.pool.sources import is_hub
+from server.pool.states import LoadState, Served
+from server.process.client import EngineClient
+from server.settings import Settings
+from server.text.model import TextModel, read_facts
+from server.types import Open
+
+log = logging.getLogger(__name__)
+
+OPEN_LIMIT_S = 1800.0  # for an engine to read its weights; a disk that hangs must not hold a load for ever
+
+
+class LoadFailed(Exception):
+    """The message is one line for a client. `lasting`: trying again is useless until something changes."""
+
+    def __init__(self, reason: str, *, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+
+
+@dataclass(slots=True)
+class Watch:
+    """How far a load is."""
+
+    state: LoadState = "loading"
+    job: str | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What to open. `key` is None for a file of the user's own, which no store protects."""
+
+    served: Served
+    path: Path
+    key: str | None
+    context: int | None  # the model's own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    served: Served
+    engine: EngineClient
+    text: TextModel
+    held: contextlib.ExitStack  # keeps the variant from being deleted
+
+    async def close(self) -> None:
+        try:
+            await self.engine.stop()
+        finally:
+            self.held.close()
+
+
+class Loader:
+    def __init__(self, settings: Settings, store: VariantStore, jobs: Jobs) -> None:
+        self._settings = settings
+        self._store = store
+        self._jobs = jobs
+
+    async def load(self, model: Model, name: str, watch: Watch) -> Loaded:
+        """Raises LoadFailed; EngineDied where the engine's process ended while it opened the variant."""
+        try:
+            target = await self._target(model, name, watch)
+            watch.state, watch.progress = "loading", None
+            return await self._open(model, target, watch)
+        except EngineDied:
+            raise
+        except (QuantError, ServerError) as error:
+            raise LoadFailed(str(error), lasting=error.code in LASTING) from error
+        except OSError as error:
+            raise LoadFailed(f"the cache cannot be read or written ({error.strerror})") from error
+
+    async def find(self, model: Model, name: str) -> Variant | None:
+        """The built variant of that name."""
+        try:
+            source = await self._jobs.sources.open(model)
+        except BadSource:
+            return None
+        return await in_thread(partial(find_variant, self._store, source, name))
+
+    async def _target(self, model: Model, name: str, watch: Watch) -> Target:
+        source = await self._source(model)
+        if source is not None and source.kind == "gguf" and name == model.default:
+            return await self._own_file(model, name, source)
+        variant = await self._intact(source, name)
+        if variant is None:
+            await self._build(model, name, watch)
+            variant = await self._intact(await self._jobs.sources.open(model), name)
+        if variant is None:
+            raise LoadFailed("its variant was built and is gone again")
+        return await self._variant(model, name, variant)
+
+    async def _source(self, model: Model) -> Source | None:
+        """None for a hub id that has not been pulled. Raises BadSource."""
+        try:
+            return await self._jobs.sources.open(model)
+        except BadSource:
+            if is_hub(model):
+                return None
+            raise
+
+    async def _intact(self, source: Source | None, name: str) -> Variant | None:
+        return None if source is None else await in_thread(partial(self._check, source, name))
+
+    def _check(self, source: Source, name: str) -> Variant | None:
+        """The variant of that name; hashes what was not hashed since the machine started. Removes a damaged one."""
+        variant = find_variant(self._store, source, name)
+        if variant is None:
+            return None
+        try:
+            return self._store.ensure_intact(variant.key)
+        except DamagedVariant as error:
+            log.error("%s; it is removed and built anew", error)
+            self._store.delete(variant.key)
+            return None
+
+    async def _build(self, model: Model, name: str, watch: Watch) -> None:
+        recipe = recipe_of(name)
+        if recipe is None or not is_listed(model, name):
+            raise LoadFailed("its variant is not built any more")
+        job = await self._jobs.submit(model, recipe)
+        watch.state, watch.job = "building", job.id
+        job = await self._jobs.wait(job.id)
+        if job.error is not None:
+            reason = f"its build failed: {job.error.message} (job {job.id})"
+            raise LoadFailed(reason, lasting=job.error.code in LASTING)
+        if job.state != "done":
+            raise LoadFailed(f"its build was cancelled (job {job.id})")
+
+    async def _own_file(self, model: Model, name: str, source: Source) -> Target:
+        served = self._served(model, name, source.digest, "gguf")
+        context = await in_thread(partial(_gguf_context, source.path))
+        return Target(served=served, path=source.path, key=None, context=context)
+
+    async def _variant(self, model: Model, name: str, variant: Variant) -> Target:
+        served = self._served(model, name, variant.key, variant.manifest.format)
+        facts = await in_thread(partial(_variant_context, variant.path))
+        return Target(served=served, path=variant.path, key=variant.key, context=facts)
+
+    def _served(self, model: Model, name: str, key: str, format_name: str) -> Served:
+        return Served(
+            id=variant_id(model, name),
+            model=model.id,
+            recipe=name,
+            key=key,
+            format=format_name,
+            backend=backend_for(model, format_name),
+        )
+
+    async def _open(self, model: Model, target: Target, watch: Watch) -> Loaded:
+        def report(done: float) -> None:
+            watch.progress = Progress("load", round(100 * done), 100, "%")
+
+        async with contextlib.AsyncExitStack() as undo:
+            held = undo.enter_context(contextlib.ExitStack())
+            if target.key is not None:
+                held.enter_context(self._store.use(target.key))
+            try:
+                async with asyncio.timeout(OPEN_LIMIT_S):
+                    engine = await EngineClient.start(self._spec(model, target), on_progress=report)
+            except TimeoutError:
+                raise LoadFailed(f"it was not open after {OPEN_LIMIT_S:.0f} s") from None
+            undo.push_async_callback(engine.stop)
+            text = await _text(engine, target.path)
+            undo.pop_all()
+            return Loaded(served=target.served, engine=engine, text=text, held=held)
+
+    def _spec(self, model: Model, target: Target) -> Open:
+        default = self._settings.default_context
+        return Open(
+            backend=target.served.backend,
+            variant=str(target.path),
+            context=model.context or min(default, target.context or default),
+            parallel=model.parallel,
+            kv_tokens=model.kv_tokens,
+            threads=model.threads,
+        )
+
+
+async def _text(engine: EngineClient, path: Path) -> TextModel:
+    if engine.ready.text is not None:
+        return await in_thread(partial(TextModel.from_engine, engine.ready.text, engine.tokenize))
+    return await in_thread(partial(TextModel.from_folder, path))
+
+
+def _gguf_context(path: Path) -> int | None:
+    header = read_header(path)
+    length = header.metadata.get(f"{header.architecture}.context_length")
+    return length if isinstance(length, int) else None
+
+
+def _variant_context(folder: Path) -> int | None:
+    """Of a checkpoint's variant from its text.json; of a requantized GGUF file from its header."""
+    if (folder / "text.json").exists():
+        return read_facts(folder / "text.json").context
+    return _gguf_context(folder / "model.gguf")

@@ -1,0 +1,149 @@
+"""`python -m server.process.builder`: one build, one process.
+
+It may be killed at any moment: the next build of the same key resumes what lies in its scratch. It ends with
+its parent, computes at low priority and within a limit of memory, and says how far it is in a progress file.
+"""
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from quant.errors import BuildFailed, DiskFull, QuantError
+from quant.pipeline import Outcome, Progress, build_variant, variant_key
+from quant.recipe import parse_recipe
+from quant.source import open_source
+from quant.store import VariantStore
+from server.process.child import die_with
+from server.process.reports import BuildAnswer, BuildReport, Problem, replace_json
+
+REPORT_EVERY_S = 0.2
+MEMORY_SHARE = 0.8  # of the machine's or the container's memory
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+class Reporter:
+    """Replaces the progress file at most five times a second, and at once when the stage changes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._report = BuildReport()
+        self._due = 0.0
+
+    def progress(self, step: Progress) -> None:
+        changed = step.stage != self._report.stage
+        self._report = replace(
+            self._report, stage=step.stage, done=step.done, total=step.total, unit=step.unit
+        )
+        if changed or time.monotonic() >= self._due:
+            self._write()
+
+    def variant(self, key: str) -> None:
+        self._report = replace(self._report, variant=key)
+        self._write()
+
+    def end(self, error: Problem | None) -> None:
+        self._report = replace(self._report, state="failed" if error else "done", error=error)
+        self._write()
+
+    def _write(self) -> None:
+        self._due = time.monotonic() + REPORT_EVERY_S
+        with contextlib.suppress(OSError):  # a full disk must not end a build that may still fit
+            replace_json(self._path, self._report)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _options(arguments)
+    answers = _take_stdout()
+    die_with(options.parent)
+    _limit(options.memory_limit)
+    reporter = Reporter(options.progress)
+    answer = _answer(options, reporter)
+    reporter.end(answer.error)
+    os.write(answers, msgspec.json.encode(answer) + b"\n")
+    return 1 if answer.error else 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m server.process.builder", description=__doc__)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--source", required=True, help="folder, .gguf file or hub id")
+    parser.add_argument("--revision")
+    parser.add_argument("--recipe", type=json.loads, required=True, help="a recipe's name or fields, as JSON")
+    parser.add_argument("--progress", type=Path, required=True, help="file to keep replacing")
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="end when this process does")
+    parser.add_argument("--memory-limit", type=int, default=None, help="bytes")
+    parser.add_argument("--cache-max-bytes", type=int, default=None)
+    return parser.parse_args(arguments)
+
+
+def _take_stdout() -> int:
+    """Keep standard output for the last line: what libraries print goes to standard error."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    return answers
+
+
+def _limit(memory_limit: int | None) -> None:
+    limit = memory_limit or int(MEMORY_SHARE * _memory())
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+    )
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(10)  # requests that are being answered come first
+
+
+def _memory() -> int:
+    """Bytes that this machine, or the container around us, has."""
+    amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            amounts.append(int(Path(path).read_text()))
+    return min(amounts)
+
+
+def _answer(options: argparse.Namespace, reporter: Reporter) -> BuildAnswer:
+    try:
+        outcome = _build(options, reporter)
+    except QuantError as error:
+        return _failed(error.code, str(error))
+    except MemoryError:
+        return _failed(BuildFailed.code, "the build needs more memory than it may have")
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return _failed(DiskFull.code, "the disk is full")
+        return _failed(BuildFailed.code, f"the build failed: {error.strerror or type(error).__name__}")
+    except Exception as error:  # noqa: BLE001  a bug must reach the one who waits, too
+        traceback.print_exc()
+        return _failed(BuildFailed.code, f"the build failed ({type(error).__name__})")
+    variant = outcome.variant
+    return BuildAnswer(outcome=outcome.outcome, key=variant.key, variant=str(variant.path))
+
+
+def _failed(code: str, message: str) -> BuildAnswer:
+    return BuildAnswer(error=Problem(code, message))
+
+
+def _build(options: argparse.Namespace, reporter: Reporter) -> Outcome:
+    recipe = parse_recipe(options.recipe, local=True)
+    source = open_source(
+        options.source, cache=options.cache, revision=options.revision, progress=reporter.progress
+    )
+    reporter.variant(variant_key(source, recipe))
+    store = VariantStore(options.cache, max_bytes=options.cache_max_bytes)
+    return build_variant(source, recipe, store, progress=reporter.progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
