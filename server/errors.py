@@ -77,6 +77,11 @@ class WrongContentType(RequestError):
     code = "unsupported_media_type"
 
 
+class HeadersTooLarge(RequestError):
+    status = 431
+    code = "headers_too_large"
+
+
 class Overloaded(ServerError):
     status = 503
     kind = "overloaded_error"

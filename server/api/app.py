@@ -1,0 +1,83 @@
+"""All routes in one application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI
+from fastapi.responses import JSONResponse
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from quant.store import VariantStore
+from server.api import admin, chat, completions, health, metrics, models, tokens
+from server.api.auth import Keys, authenticate, caller_of
+from server.api.deps import Services
+from server.api.edge import Edge
+from server.api.errors import install_error_handlers
+from server.api.meters import Metrics
+from server.catalog import Catalog
+from server.errors import NotFound
+from server.pool.jobs import Jobs
+from server.pool.pool import Pool
+from server.settings import Settings
+
+ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    tokens.router,
+    admin.router,
+    health.router,
+    metrics.router,
+)
+
+
+def create_app(settings: Settings, catalog: Catalog, pool: Pool, jobs: Jobs, store: VariantStore) -> FastAPI:
+    """Starts and closes pool and jobs with its own life. Raises ValueError for a keys file without keys."""
+    services = Services(
+        settings=settings,
+        catalog=catalog,
+        pool=pool,
+        jobs=jobs,
+        store=store,
+        keys=Keys.read(settings),
+        metrics=Metrics(pool),
+    )
+    app = FastAPI(
+        title="quantserve",
+        version=health.own_version(),
+        lifespan=_lifespan,
+        dependencies=[Depends(authenticate)],
+        openapi_url=None,  # FastAPI's own routes would not ask for a key: ours is below
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
+    install_error_handlers(app)
+    app.router.default = _unknown_route
+    app.add_middleware(Edge, body_limit=settings.body_limit)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    await services.jobs.start()
+    await services.pool.start()
+    try:
+        yield
+    finally:
+        await services.pool.close()
+        await services.jobs.close()
+
+
+async def _openapi(request: Request) -> JSONResponse:
+    return JSONResponse(request.app.openapi())
+
+
+async def _unknown_route(scope: Scope, receive: Receive, send: Send) -> None:
+    """Without a key nobody learns which routes there are."""
+    caller_of(scope["app"].state.services.keys, scope)
+    raise NotFound("there is no such route")

@@ -1,0 +1,106 @@
+"""One answer as it grows: tokens in, text out, up to its end or a stop string. No I/O."""
+
+from dataclasses import dataclass, replace
+
+from server.errors import EngineFailed
+from server.text.detokenize import Detokenizer
+from server.text.stops import StopMatcher
+from server.types import FinishReason, TokenLogprobs, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    token: int
+    text: str  # what it added to the text: nothing while a character is incomplete
+    logprobs: TokenLogprobs | None  # None for the first token of a prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new in the answer number `index`."""
+
+    index: int
+    text: str
+    scored: tuple[Scored, ...] = ()  # tokens of `text`, where logprobs were asked for
+    finish: FinishReason | None = None
+
+
+class Choice:
+    """`push` events until one returns a delta with `finish`: nothing may come after it."""
+
+    def __init__(self, index: int, detokenizer: Detokenizer, stops: tuple[str, ...]) -> None:
+        self.index = index
+        self.tokens = 0  # sampled so far, the one that ended the answer included
+        self._detokenizer = detokenizer
+        self._stops = StopMatcher(stops) if stops else None
+        self._held: list[tuple[Scored, int]] = []  # not sent yet, with where each ends in the text
+        self._made = self._sent = 0  # characters
+
+    def push(self, event: Tokens) -> Delta:
+        """Raises EngineFailed where the engine gave the request up."""
+        if event.finish == "abort":
+            raise EngineFailed("the engine gave this request up")
+        shown = event.tokens[:-1] if event.finish == "stop" else event.tokens
+        if self._stops is None and event.logprobs is None:
+            self.tokens += len(event.tokens)
+            text = self._detokenizer.push(shown)
+            return Delta(
+                self.index, text + self._detokenizer.flush() if event.finish else text, (), event.finish
+            )
+        return self._push_each(event, shown)
+
+    def _push_each(self, event: Tokens, shown: tuple[int, ...]) -> Delta:
+        """Token by token, so that the answer ends at the same token however the engine grouped them."""
+        text = ""
+        for token, scores in zip(shown, event.logprobs or (None,) * len(shown), strict=False):
+            self.tokens += 1
+            safe, matched = self._take(token, scores)
+            text += safe
+            if matched:
+                return self._delta(text, "stop", cut=True)
+        self.tokens += len(event.tokens) - len(shown)
+        if event.finish is None:
+            return self._delta(text, None)
+        rest, matched = self._end()
+        return self._delta(text + rest, "stop" if matched else event.finish, cut=matched)
+
+    def _take(self, token: int, scores: TokenLogprobs | None) -> tuple[str, bool]:
+        piece = self._detokenizer.push((token,))
+        self._made += len(piece)
+        if scores is not None:
+            self._held.append((Scored(token, piece, scores), self._made))
+        return self._match(piece)
+
+    def _end(self) -> tuple[str, bool]:
+        """What was held back: an incomplete character belongs to the last token."""
+        tail = self._detokenizer.flush()
+        self._made += len(tail)
+        if self._held and tail:
+            last, _ = self._held[-1]
+            self._held[-1] = (replace(last, text=last.text + tail), self._made)
+        text, matched = self._match(tail)
+        return (text, True) if matched or self._stops is None else (text + self._stops.flush(), False)
+
+    def _match(self, text: str) -> tuple[str, bool]:
+        if self._stops is None:
+            return text, False
+        safe, matched = self._stops.push(text)
+        return safe, matched is not None
+
+    def _delta(self, text: str, finish: FinishReason | None, *, cut: bool = False) -> Delta:
+        self._sent += len(text)
+        return Delta(self.index, text, self._release(finish, cut), finish)
+
+    def _release(self, finish: FinishReason | None, cut: bool) -> tuple[Scored, ...]:
+        """Tokens whose text was sent. One that added nothing yet goes with the one that completes it."""
+        count = 0
+        for number, (scored, end) in enumerate(self._held, 1):
+            if cut and end - len(scored.text) >= self._sent:
+                break
+            if not finish and end > self._sent:
+                break
+            if finish or scored.text:
+                count = number
+        released = tuple(scored for scored, _ in self._held[:count])
+        del self._held[:count]
+        return released

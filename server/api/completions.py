@@ -1,0 +1,116 @@
+"""POST /v1/completions: prompts as text, token ids or lists of either; echo; best_of."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from server.api.auth import salt_of
+from server.api.body import json_body
+from server.api.chunks import CompletionChunks, Envelope, Head
+from server.api.deps import Using
+from server.api.door import answer_stream, answer_whole, fingerprint, new_id, now
+from server.api.generate import (
+    Answer,
+    Begun,
+    Plan,
+    Prompt,
+    Whole,
+    check_tokens,
+    sampling_params,
+)
+from server.api.logprobs import completion_logprobs
+from server.api.schema.answers import Completion, CompletionChoice
+from server.api.schema.completions import CompletionRequest
+from server.pool.states import Lease
+from server.text.detokenize import detokenize
+from server.text.model import TextModel
+
+router = APIRouter(tags=["inference"])
+
+
+@router.post("/v1/completions")
+async def completions(
+    request: Request,
+    body: Annotated[CompletionRequest, Depends(json_body(CompletionRequest))],
+    services: Using,
+) -> Response:
+    id, created = new_id("cmpl"), now()
+    plan = partial(_plan, body, id, salt_of(request))
+    if body.stream:
+        return await answer_stream(request, services, body.model, plan, partial(_chunks, body, id, created))
+    return await answer_whole(request, services, body.model, plan, partial(_completion, body, id, created))
+
+
+async def _plan(body: CompletionRequest, id: str, salt: str, lease: Lease) -> Plan:
+    prompts = await asyncio.gather(*(_prompt(prompt, body.echo, lease.text) for prompt in body.prompt))
+    return Plan(
+        id=id,
+        prompts=tuple(prompts),
+        params=sampling_params(
+            body,
+            max_tokens=body.max_tokens,
+            logprobs=0 if body.logprobs is None and body.candidates > body.n else body.logprobs,
+            prompt_logprobs=body.logprobs if body.echo else None,
+        ),
+        candidates=body.candidates,
+        stops=tuple(body.stop),
+        priority=body.priority,
+        salt=salt,
+    )
+
+
+async def _prompt(prompt: str | list[int], echo: bool, text: TextModel) -> Prompt:
+    """A text is echoed as it was sent, tokens as what they spell."""
+    if isinstance(prompt, str):
+        tokens = await text.encode(prompt, add_special=True, parse_special=True)
+        return Prompt(tokens=tuple(tokens), echo=prompt if echo else None)
+    check_tokens(prompt, text, "prompt")
+    return Prompt(tokens=tuple(prompt), echo=detokenize(text.vocabulary, prompt) if echo else None)
+
+
+def _chunks(body: CompletionRequest, id: str, created: int, begun: Begun) -> CompletionChunks:
+    head = Head(
+        id=id,
+        object="text_completion",
+        created=created,
+        model=body.model,
+        system_fingerprint=fingerprint(begun.served),
+    )
+    return CompletionChunks(Envelope(head, wants_usage=body.wants_usage), begun.vocabulary)
+
+
+def _completion(body: CompletionRequest, id: str, created: int, whole: Whole) -> Completion:
+    begun = whole.begun
+    return Completion(
+        id=id,
+        created=created,
+        model=body.model,
+        system_fingerprint=fingerprint(begun.served),
+        choices=[
+            _choice(body, begun, index, answer) for index, answer in enumerate(_kept(body, whole.answers))
+        ],
+        usage=whole.tally.usage,
+    )
+
+
+def _kept(body: CompletionRequest, answers: Sequence[Answer]) -> list[Answer]:
+    """Of the candidates for each prompt the `n` with the greatest mean logprob of a token."""
+    kept: list[Answer] = []
+    for start in range(0, len(answers), body.candidates):
+        candidates = answers[start : start + body.candidates]
+        if body.candidates > body.n:
+            candidates = sorted(candidates, key=lambda answer: answer.mean_logprob, reverse=True)
+        kept += candidates[: body.n]
+    return kept
+
+
+def _choice(body: CompletionRequest, begun: Begun, index: int, answer: Answer) -> CompletionChoice:
+    return CompletionChoice(
+        index=index,
+        text=answer.text,
+        logprobs=None if body.logprobs is None else completion_logprobs(answer.scored, begun.vocabulary),
+        finish_reason=answer.finish,
+    )

@@ -1,0 +1,97 @@
+"""The outermost layer, as plain ASGI: request ids, size limits, and a last net for unexpected exceptions."""
+
+import re
+import secrets
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.errors import response_of, unexpected
+from server.errors import BodyTooLarge, HeadersTooLarge, RequestError
+
+HEADER_LIMIT = 64 * 1024  # bytes of all headers together
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+TRACE = "quantserve.trace"
+
+
+class Trace:
+    """What every answer to one request carries in its headers, errors included."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.headers: dict[str, str] = {"x-request-id": id}
+
+
+def trace_of(scope: Scope) -> Trace:
+    trace = scope[TRACE]
+    assert isinstance(trace, Trace)
+    return trace
+
+
+class Edge:
+    def __init__(self, app: ASGIApp, body_limit: int) -> None:
+        self.app = app
+        self.body_limit = body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        trace = scope[TRACE] = Trace(given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}")
+        outgoing = _Outgoing(send, trace)
+        try:
+            _check_size(headers, self.body_limit)
+            await self.app(scope, _Incoming(receive, self.body_limit), outgoing)
+        except RequestError as error:
+            await response_of(error)(scope, receive, outgoing)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets the one shape
+            told = unexpected(error)
+            if outgoing.started:
+                raise RuntimeError("an answer broke off") from None
+            await response_of(told)(scope, receive, outgoing)
+
+
+class _Incoming:
+    """Raises BodyTooLarge as soon as a body without a truthful Content-Length exceeds the limit."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self.receive = receive
+        self.limit = self.left = limit
+
+    async def __call__(self) -> Message:
+        message = await self.receive()
+        if message["type"] == "http.request":
+            self.left -= len(message.get("body", b""))
+            if self.left < 0:
+                raise _too_large(self.limit)
+        return message
+
+
+class _Outgoing:
+    def __init__(self, send: Send, trace: Trace) -> None:
+        self.send = send
+        self.trace = trace
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            extra = [(name.encode(), value.encode("latin-1")) for name, value in self.trace.headers.items()]
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        await self.send(message)
+
+
+def _check_size(headers: Headers, body_limit: int) -> None:
+    if sum(len(name) + len(value) + 4 for name, value in headers.raw) > HEADER_LIMIT:
+        raise HeadersTooLarge(f"the headers exceed {HEADER_LIMIT} bytes")
+    length = headers.get("content-length", "0")
+    if not length.isascii() or not length.isdigit():
+        raise RequestError("Content-Length is not a number")
+    if len(length) > 18 or int(length) > body_limit:
+        raise _too_large(body_limit)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body exceeds {limit} bytes")

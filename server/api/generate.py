@@ -1,0 +1,285 @@
+"""From a checked request to engine requests, and their event streams merged into one.
+
+Every door (chat, completions, ...) makes a Plan and formats the parts that come back.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from msgspec.structs import replace as replace_struct
+
+from server.api.choice import Choice, Delta, Scored
+from server.api.deps import Services
+from server.api.leaving import cancelled
+from server.api.meters import Meter
+from server.api.schema.answers import PromptDetails, Usage
+from server.api.schema.sampling import Sampling
+from server.errors import ContextTooLong, Overloaded, RequestError
+from server.pool.states import Lease, Served
+from server.text.model import TextModel
+from server.text.vocabulary import Vocabulary
+from server.types import FinishReason, Generate, SamplingParams, Tokens
+
+SEED_BITS = 63
+QUEUE_RETRY_S = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    tokens: tuple[int, ...]
+    echo: str | None = None  # shown before the answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    id: str
+    prompts: tuple[Prompt, ...]
+    params: (
+        SamplingParams  # max_tokens is cut to the room that each prompt leaves, the seed set for each answer
+    )
+    candidates: int = 1  # answers to each prompt
+    stops: tuple[str, ...] = ()
+    priority: int = 0
+    salt: str = ""
+    prompt_field: str = "prompt"  # the parameter to blame for a prompt that is too long
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    served: Served
+    vocabulary: Vocabulary
+
+
+@dataclass(slots=True)
+class Tally:
+    """Tokens of a whole request, complete when its last delta is out."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt,
+            completion_tokens=self.completion,
+            total_tokens=self.prompt + self.completion,
+            prompt_tokens_details=PromptDetails(cached_tokens=self.cached),
+        )
+
+
+Planner = Callable[[Lease], Awaitable[Plan]]
+Part = Begun | Delta | Tally  # in this order: one Begun, deltas, one Tally
+
+
+@dataclass(slots=True)
+class Answer:
+    text: str = ""
+    scored: list[Scored] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        values = [scored.logprobs.logprob for scored in self.scored if scored.logprobs is not None]
+        return sum(values) / len(values) if values else float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A complete answer to a request: `answers[prompt * candidates + candidate]`."""
+
+    begun: Begun
+    answers: list[Answer]
+    tally: Tally
+
+
+def sampling_params(
+    body: Sampling, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=2**31 - 1 if max_tokens is None else min(max_tokens, 2**31 - 1),
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=max(0, body.top_k),
+        min_p=body.min_p,
+        seed=secrets.randbits(SEED_BITS) if body.seed is None else body.seed % 2**SEED_BITS,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        stop_ids=tuple(body.stop_token_ids),
+    )
+
+
+async def ask(services: Services, name: str, plan: Planner, *, wait_s: float | None) -> AsyncGenerator[Part]:
+    """Acquire the model, plan, run. Closing it aborts whatever runs. Raises ServerErrors."""
+    meter = Meter(services.metrics)
+    async with services.pool.acquire(name, wait_s=wait_s) as lease:
+        planned = await plan(lease)
+        requests = _requests(planned, lease)
+        _refuse_when_full(lease, services.settings.queue_limit)
+        yield Begun(lease.variant, lease.text.vocabulary)
+        tally = Tally(prompt=sum(len(prompt.tokens) for prompt in planned.prompts))
+        meter.begin(lease.variant, tally.prompt)
+        runs = [_run(lease, planned, request, index, tally, meter) for index, request in enumerate(requests)]
+        async with aclosing(_merged(runs)) as deltas:
+            async for delta in deltas:
+                yield delta
+        yield tally
+
+
+async def collect(parts: AsyncGenerator[Part]) -> Whole:
+    answers: dict[int, Answer] = {}
+    begun: Begun | None = None
+    tally = Tally()
+    async with aclosing(parts):
+        async for part in parts:
+            match part:
+                case Begun():
+                    begun = part
+                case Delta():
+                    answer = answers.setdefault(part.index, Answer())
+                    answer.text += part.text
+                    answer.scored += part.scored
+                    answer.finish = part.finish
+                case Tally():
+                    tally = part
+    assert begun is not None, "a request that ends without an error has begun"
+    return Whole(begun, [answers[index] for index in sorted(answers)], tally)
+
+
+def _requests(plan: Plan, lease: Lease) -> list[Generate]:
+    """One for each candidate of each prompt. Raises RequestError."""
+    text, context = lease.text, lease.engine.ready.limits.context
+    for token, _ in plan.params.logit_bias:
+        _check_token(token, text, "logit_bias")
+    for token in plan.params.stop_ids:
+        _check_token(token, text, "stop_token_ids")
+    stop_ids = tuple({*plan.params.stop_ids, *text.end_ids})
+    return [
+        Generate(
+            id=f"{plan.id}-{number}-{candidate}",
+            prompt=prompt.tokens,
+            params=replace_struct(
+                plan.params,
+                max_tokens=min(plan.params.max_tokens, _room(prompt, context, plan)),
+                seed=(plan.params.seed + candidate) % 2**SEED_BITS,
+                stop_ids=stop_ids,
+            ),
+            salt=plan.salt,
+            priority=plan.priority,
+        )
+        for number, prompt in enumerate(plan.prompts)
+        for candidate in range(plan.candidates)
+    ]
+
+
+def _room(prompt: Prompt, context: int, plan: Plan) -> int:
+    """Tokens that the answer may have. Raises RequestError."""
+    size = len(prompt.tokens)
+    if not size:
+        raise RequestError(f"{plan.prompt_field}: must hold at least one token", param=plan.prompt_field)
+    if size + min(1, plan.params.max_tokens) > context:
+        raise ContextTooLong(
+            f"{plan.prompt_field}: the context is {context} tokens, prompt and answer together; "
+            f"the prompt has {size}",
+            param=plan.prompt_field,
+        )
+    return context - size
+
+
+def check_tokens(tokens: Sequence[int], text: TextModel, param: str) -> None:
+    """Raises RequestError for one that the model does not have."""
+    for token in tokens:
+        _check_token(token, text, param)
+
+
+def _check_token(token: int, text: TextModel, param: str) -> None:
+    if not 0 <= token < text.vocab_size:
+        raise RequestError(f"{param}: token ids of this model are 0 to {text.vocab_size - 1}", param=param)
+
+
+def _refuse_when_full(lease: Lease, queue_limit: int) -> None:
+    """A request of many sequences is let in whole: the queue may exceed its limit by one request."""
+    queued = lease.engine.requests - lease.engine.ready.limits.running
+    if queued >= queue_limit:
+        raise Overloaded("too many requests are waiting for this model", retry_after=QUEUE_RETRY_S)
+
+
+async def _run(
+    lease: Lease, plan: Plan, request: Generate, index: int, tally: Tally, meter: Meter
+) -> AsyncGenerator[Delta]:
+    """One answer. Leaving early, at a stop string, aborts the engine's request."""
+    number, candidate = divmod(index, plan.candidates)
+    choice = Choice(index, lease.text.detokenizer(begins=False), plan.stops)
+    first = True
+    with meter.sequence() as timer:
+        async with aclosing(lease.engine.generate(request)) as events:
+            async for event in events:
+                before = choice.tokens
+                delta = choice.push(event)
+                new = choice.tokens - before
+                tally.completion += new
+                timer.tokens(new)
+                if first:
+                    first = False
+                    tally.cached += 0 if candidate else event.cached_tokens or 0
+                    delta = _with_echo(delta, plan.prompts[number], event, lease.text)
+                timer.finish = delta.finish
+                yield delta
+                if delta.finish:
+                    return
+
+
+def _with_echo(delta: Delta, prompt: Prompt, event: Tokens, text: TextModel) -> Delta:
+    """The first delta of an answer that repeats its prompt, with the prompt's logprobs where they came."""
+    if prompt.echo is None:
+        return delta
+    scored: tuple[Scored, ...] = ()
+    if event.prompt_logprobs is not None:
+        detokenizer = text.detokenizer()
+        scores = (None, *event.prompt_logprobs)
+        scored = tuple(
+            Scored(token, detokenizer.push((token,)), score)
+            for token, score in zip(prompt.tokens, scores, strict=True)
+        )
+    return replace(delta, text=prompt.echo + delta.text, scored=scored + delta.scored)
+
+
+async def _merged(runs: list[AsyncGenerator[Delta]]) -> AsyncGenerator[Delta]:
+    """Deltas of all runs as they come. The first error ends all of them."""
+    if len(runs) == 1:
+        async with aclosing(runs[0]) as deltas:
+            async for delta in deltas:
+                yield delta
+        return
+    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_pour(run, queue)) for run in runs]
+    try:
+        left = len(tasks)
+        while left:
+            match await queue.get():
+                case None:
+                    left -= 1
+                case Exception() as error:
+                    raise error
+                case delta:
+                    yield delta
+    finally:
+        await cancelled(*tasks)
+
+
+async def _pour(run: AsyncGenerator[Delta], queue: "asyncio.Queue[Delta | Exception | None]") -> None:
+    try:
+        async with aclosing(run) as deltas:
+            async for delta in deltas:
+                queue.put_nowait(delta)
+    except Exception as error:  # noqa: BLE001 - raised again by the one who reads the queue
+        queue.put_nowait(error)
+    else:
+        queue.put_nowait(None)

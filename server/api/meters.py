@@ -1,0 +1,177 @@
+"""What is counted and timed: vLLM's names behind our prefix, so that dashboards made for it work."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.pool.pool import Pool
+from server.pool.states import Served
+from server.types import FinishReason, Status
+
+LABELS = ("model", "variant", "backend")
+FIRST_TOKEN_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+)
+BETWEEN_TOKENS_S = (
+    0.002,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    10,
+)
+WHOLE_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+
+
+class Metrics:
+    """Counts what passes through this process; what engines say of themselves is read when asked for."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.registry = CollectorRegistry()
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens sampled")
+        self.success = Counter(
+            "quantserve:request_success",
+            "Answers by the reason of their end; abort: an error, or a client that left",
+            (*LABELS, "finished_reason"),
+            registry=self.registry,
+        )
+        self.first_token = self._histogram("time_to_first_token_seconds", FIRST_TOKEN_S)
+        self.between_tokens = self._histogram("inter_token_latency_seconds", BETWEEN_TOKENS_S)
+        self.whole = self._histogram("e2e_request_latency_seconds", WHOLE_S)
+        self.registry.register(EngineCollector(pool))
+        ProcessCollector(registry=self.registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"quantserve:{name}", text, LABELS, registry=self.registry)
+
+    def _histogram(self, name: str, buckets: Iterable[float]) -> Histogram:
+        text = name.replace("_", " ")
+        return Histogram(f"quantserve:{name}", text, LABELS, registry=self.registry, buckets=tuple(buckets))
+
+
+class Meter:
+    """Times one request from its arrival, load and queue included."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._arrived = time.perf_counter()
+        self._labels: tuple[str, str, str] = ("", "", "")
+
+    def begin(self, served: Served, prompt_tokens: int) -> None:
+        self._labels = _labels(served)
+        self._metrics.prompt_tokens.labels(*self._labels).inc(prompt_tokens)
+
+    @contextmanager
+    def sequence(self) -> Iterator["Timer"]:
+        """Around one answer of the request."""
+        timer = Timer(self._metrics, self._labels, self._arrived)
+        try:
+            yield timer
+        finally:
+            timer.end()
+
+
+class Timer:
+    def __init__(self, metrics: Metrics, labels: tuple[str, str, str], arrived: float) -> None:
+        self._first = metrics.first_token.labels(*labels)
+        self._between = metrics.between_tokens.labels(*labels)
+        self._generated = metrics.generation_tokens.labels(*labels)
+        self._metrics, self._labels, self._arrived = metrics, labels, arrived
+        self._last: float | None = None
+        self.finish: FinishReason | None = None
+
+    def tokens(self, count: int) -> None:
+        """So many have arrived together; the time since the last ones is shared among them."""
+        if not count:
+            return
+        now = time.perf_counter()
+        if self._last is None:
+            self._first.observe(now - self._arrived)
+        else:
+            self._between.observe((now - self._last) / count)
+        self._last = now
+        self._generated.inc(count)
+
+    def end(self) -> None:
+        self._metrics.success.labels(*self._labels, self.finish or "abort").inc()
+        self._metrics.whole.labels(*self._labels).observe(time.perf_counter() - self._arrived)
+
+
+Read = Callable[[Status], float]
+GAUGES: Mapping[str, tuple[str, Read]] = {
+    "num_requests_running": ("Sequences being decoded", lambda status: status.running),
+    "num_requests_waiting": ("Sequences waiting for a slot", lambda status: status.waiting),
+    "kv_cache_usage_perc": (
+        "Share of KV memory in use, 1 is all",
+        lambda status: status.kv_used_tokens / max(1, status.kv_total_tokens),
+    ),
+}
+COUNTERS: Mapping[str, tuple[str, Read]] = {
+    "num_preemptions": ("Sequences preempted since the engine started", lambda status: status.preemptions),
+    "prefix_cache_queries": (
+        "Prompt tokens looked up in the prefix cache",
+        lambda status: status.prompt_tokens,
+    ),
+    "prefix_cache_hits": ("Prompt tokens found in the prefix cache", lambda status: status.cached_tokens),
+}
+
+
+class EngineCollector(Collector):
+    """What the engines last said of themselves."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterable[Metric]:
+        for name, (text, read) in GAUGES.items():
+            gauge = GaugeMetricFamily(f"quantserve:{name}", text, labels=LABELS)
+            for labels, status in self._engines():
+                gauge.add_metric(labels, read(status))
+            yield gauge
+        for name, (text, read) in COUNTERS.items():
+            counter = CounterMetricFamily(f"quantserve:{name}", text, labels=LABELS)
+            for labels, status in self._engines():
+                counter.add_metric(labels, read(status))
+            yield counter
+
+    def _engines(self) -> Iterator[tuple[tuple[str, str, str], Status]]:
+        for engine in self._pool.engines():
+            yield _labels(engine.served), engine.status
+
+
+def _labels(served: Served) -> tuple[str, str, str]:
+    return served.model, served.recipe, served.backend

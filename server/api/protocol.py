@@ -1,0 +1,66 @@
+"""uvicorn's HTTP/1.1 protocol with bounds on the head of a request, in bytes and in time."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.api.edge import HEADER_LIMIT
+from server.api.errors import body_of
+from server.errors import HeadersTooLarge
+
+HEAD_S = 30.0  # for a head to be complete
+REFUSAL = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
+)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """The parser below keeps an unfinished head for ever and at any size; this closes the connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._in_head = True
+        self._slow: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._in_head or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > HEADER_LIMIT:
+            body = body_of(HeadersTooLarge(f"the headers exceed {HEADER_LIMIT} bytes"))
+            self.transport.write(REFUSAL % (len(body), body))
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._start_clock()
+
+    def on_headers_complete(self) -> None:
+        self._stop_clock()
+        self._head_bytes, self._in_head = 0, False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
+
+    def _start_clock(self) -> None:
+        self._stop_clock()
+        self._slow = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _stop_clock(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None

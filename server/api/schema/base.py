@@ -1,0 +1,68 @@
+"""What every request model shares: strict types, and a place for fields that it does not define."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict
+
+from server.errors import UnsupportedParameter
+
+NAMES_SHOWN = 20  # of ignored parameters, in the header
+NAME_CHARS = 64
+
+# OpenAI's fields that steer no token: taken, and named in X-Ignored-Params like unknown ones.
+BOOKKEEPING = frozenset(
+    {
+        "metadata",
+        "moderation",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+
+
+class Loose(BaseModel):
+    """Strict about the fields it knows; keeps the others, so that the answer can name them."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Body(Loose):
+    """A whole request. `UNSUPPORTED` maps a parameter that is defined, but cannot be honoured yet, to the
+    values that ask for nothing and may pass."""
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+
+    def refuse_unsupported(self) -> None:
+        """Raises UnsupportedParameter."""
+        for name, value in (self.model_extra or {}).items():
+            if name in self.UNSUPPORTED and value not in self.UNSUPPORTED[name]:
+                raise UnsupportedParameter(f"{name}: not supported by this server", param=name)
+
+    def ignored(self) -> list[str]:
+        """Names of the fields that had no effect, nested ones as `messages.name`, without repeats."""
+        names = dict.fromkeys(_extras(self, ""))
+        return [name for name in names if name not in self.UNSUPPORTED]
+
+
+def header_value(names: list[str]) -> str:
+    """`X-Ignored-Params`: a client chose these names, so they are escaped and cut."""
+    shown = [quote(name[:NAME_CHARS], safe=".-_") for name in names[:NAMES_SHOWN]]
+    return ", ".join([*shown, "..."] if len(names) > NAMES_SHOWN else shown)
+
+
+def _extras(value: Any, prefix: str) -> Iterator[str]:
+    match value:
+        case BaseModel():
+            yield from (prefix + name for name in value.model_extra or ())
+            for name in type(value).model_fields:
+                yield from _extras(value.__dict__[name], f"{prefix}{name}.")
+        case list():
+            for item in value:
+                yield from _extras(item, prefix)

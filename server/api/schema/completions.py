@@ -1,0 +1,58 @@
+"""/v1/completions: the request."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from server.api.schema.sampling import MAX_INT64, Sampling, TokenId
+
+MAX_PROMPTS = 256
+DEFAULT_TOKENS = 16  # OpenAI's, for this route
+
+Prompt = str | list[TokenId]
+
+
+def _as_prompts(value: Any) -> Any:
+    """One text or one list of token ids becomes a list of one prompt."""
+    match value:
+        case str():
+            return [value]
+        case [int(), *rest] if all(type(item) is int for item in rest):
+            return [value]
+        case [*items] if all(isinstance(item, str) for item in items) or all(
+            isinstance(item, list) and item and all(type(token) is int for token in item) for item in items
+        ):
+            return value
+        case _:
+            raise ValueError("must be a text, a list of token ids, or a list of one kind of these")
+
+
+class CompletionRequest(Sampling):
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "choice": (),
+        "lark": (),
+        "prompt_logprobs": (),
+        "regex": (),
+        "response_format": ({"type": "text"},),
+        "suffix": ("",),
+        "timeout": (),
+    }
+
+    prompt: Annotated[list[Prompt], BeforeValidator(_as_prompts), Field(min_length=1, max_length=MAX_PROMPTS)]
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT64)] = DEFAULT_TOKENS
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool = False
+    best_of: Annotated[int, Field(ge=1, le=16)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError("best_of: must be at least n")
+        if self.stream and self.candidates > self.n:
+            raise ValueError("best_of: must equal n with stream: true")
+        return self
+
+    @property
+    def candidates(self) -> int:
+        return self.n if self.best_of is None else self.best_of

@@ -1,0 +1,54 @@
+"""Parameters that chat and completions share, with OpenAI's bounds; and those of our own."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from server.api.schema.base import Body, Loose
+
+MAX_INT64 = 2**63 - 1
+MAX_STOP_CHARS = 1000  # text that might be the start of a stop string is held back
+
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class StreamOptions(Loose):
+    include_usage: bool = False
+
+
+class Sampling(Body):
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT64)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT64, description="0 and -1: off")] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Field(ge=-MAX_INT64 - 1, le=MAX_INT64)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"\A[0-9]{1,9}\Z")], Annotated[float, Field(ge=-100, le=100)]],
+        Field(default_factory=dict, max_length=1024),
+    ]
+    n: Annotated[int, Field(ge=1, le=16)] = 1
+    stop: Annotated[list[StopText], BeforeValidator(_as_list), Field(default_factory=list, max_length=4)]
+    stop_token_ids: Annotated[list[TokenId], Field(default_factory=list, max_length=64)]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    priority: Annotated[int, Field(ge=0, le=100, description="larger runs later")] = 0
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> "Sampling":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only allowed with stream: true")
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
