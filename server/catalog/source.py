@@ -1,5 +1,6 @@
 """What a source text names: a folder, a GGUF file or a hub id. Looks at the disk, never at the network."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,9 @@ def read_reference(text: str, base: Path) -> Reference:
     """
     if "://" in text:
         raise ValueError(f"{text!r} is a URL: name a folder, a GGUF file or hub id (org/name)")
-    path = (base / Path(text).expanduser()).resolve()
+    path = Path(
+        os.path.abspath(base / Path(text).expanduser())
+    )  # links keep their names: a hub cache has them
     if path.is_dir():
         return Reference("folder", str(_checked_folder(path, text)))
     if path.is_file():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from server.cli.terminal import Progress, Step, progress
 
 if TYPE_CHECKING:
-    from server.pool.pool import ModelState
+    from server.pool.states import ModelState
     from server.settings import Settings
 
 EVERY_S = 0.2
@@ -27,14 +27,13 @@ class Loading:
                 await asyncio.sleep(EVERY_S)
 
     def _ended(self, state: "ModelState", shown: Progress) -> bool:
-        name = f"{state.model.id}:{state.model.default}"
         match state.state:
             case "ready":
-                shown.say(f"{name} is ready at {self.url}")
+                shown.say(f"{state.variant} is ready at {self.url}")
             case "failed" | "quarantined":
-                shown.say(f"{name} failed: {state.error}")
+                shown.say(f"{state.variant} failed: {state.error}")
             case "building" | "loading" | "unloaded":
-                shown.show(name, step_of(state))
+                shown.show(state.variant, step_of(state))
                 return False
         return True
 

@@ -1,0 +1,167 @@
+"""quantize, variants and pull on the bundled model, with real builds."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.server.cli.conftest import Cli, command, environment
+
+LINE = re.compile(
+    r"(built|cached) tiny-chat:(\S+) ([0-9a-f]{32}) (\S+) (\d+\.\d) MB (\d+\.\d\d) bits/weight\n"
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, tiny_chat: Path) -> Path:
+    """A cache with tiny-chat:q8_0, for tests that do not change it."""
+    folder = tmp_path_factory.mktemp("cache")
+    done = subprocess.run(
+        command("quantize", tiny_chat, "--recipe", "q8_0", "--cache", folder),
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = LINE.fullmatch(done.stdout)
+    assert outcome is not None, done.stdout
+    assert outcome[1] == "built"
+    stages = [line.split()[1] for line in done.stderr.splitlines()]
+    assert list(dict.fromkeys(stages)) == ["pull", "convert", "check", "quantize", "publish"]
+    return folder
+
+
+def listed(cli: Cli, cache: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads(cli("variants", "ls", "--json", "--cache", cache).stdout)
+    return rows
+
+
+def test_a_second_build_is_cached(cli: Cli, cache: Path, tiny_chat: Path) -> None:
+    before = sorted(path for path in cache.rglob("*") if path.is_file())
+    done = cli("quantize", tiny_chat, "--recipe", "q8_0", QUANTSERVE_CACHE=str(cache))
+    found = LINE.fullmatch(done.stdout)
+    assert found is not None, done.stderr
+    outcome, recipe, key, path, megabytes, bits = found.groups()
+    assert (outcome, recipe) == ("cached", "q8_0")
+    assert Path(path) == cache / "variants" / key
+    assert (Path(path) / "model.gguf").stat().st_size / 1e6 == pytest.approx(float(megabytes), rel=0.2)
+    assert 8.0 < float(bits) < 9.0
+    assert sorted(path for path in cache.rglob("*") if path.is_file()) == before
+
+
+def test_eight_at_once_are_one_built_and_seven_cached(tmp_path: Path, tiny_chat: Path) -> None:
+    arguments = command("quantize", tiny_chat, "--recipe", "q4_0", "--cache", tmp_path)
+    children = [
+        subprocess.Popen(
+            arguments, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        for _ in range(8)
+    ]
+    outcomes = [child.communicate(timeout=120)[0].split() for child in children]
+    assert sorted(words[0] for words in outcomes) == ["built", *["cached"] * 7]
+    assert len({tuple(words[1:]) for words in outcomes}) == 1
+    assert len(list((tmp_path / "variants").iterdir())) == 1
+
+
+def test_ctrl_c_leaves_scratch_that_the_next_build_resumes(cli: Cli, tmp_path: Path, tiny_chat: Path) -> None:
+    cache = tmp_path / "cache"
+    arguments = command("quantize", tiny_chat, "--recipe", "q4_k_m", "--cache", cache)
+    child = subprocess.Popen(arguments, env=environment(tmp_path), stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    for line in child.stderr:
+        if " quantize" in line:
+            child.send_signal(signal.SIGINT)
+            break
+    last = child.stderr.read().splitlines()[-1]
+    child.stderr.close()
+    assert child.wait(timeout=30) == 130
+    said = re.fullmatch(r"interrupted; [\d.]+ MB stay in (\S+), from which the same command goes on", last)
+    assert said is not None, last
+    (left,) = listed(cli, cache)
+    assert (left["state"], left["path"]) == ("unfinished", said[1])
+    done = cli("quantize", tiny_chat, "--recipe", "q4_k_m", "--cache", cache)
+    assert done.stdout.startswith("built tiny-chat:q4_k_m ")
+    assert " convert" not in done.stderr  # done before the interruption
+    assert [row["state"] for row in listed(cli, cache)] == ["built"]
+
+
+def test_a_refused_source_is_one_line(cli: Cli, tmp_path: Path, tiny_chat: Path) -> None:
+    odd = tmp_path / "odd"
+    shutil.copytree(tiny_chat, odd)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"architectures": ["OddForCausalLM"]}))
+    done = cli("quantize", odd, "--cache", tmp_path / "cache")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("quantserve: odd:q4_k_m: ")
+    assert "OddForCausalLM" in last
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_ls(cli: Cli, cache: Path) -> None:
+    (row,) = listed(cli, cache)
+    assert row["state"] == "built"
+    assert row["id"] == "tiny-chat:q8_0"
+    head, line = cli("variants", "ls", "--cache", cache).stdout.splitlines()
+    assert head.split() == ["ID", "KEY", "SIZE", "BITS", "USED"]
+    assert line.split()[:2] == ["tiny-chat:q8_0", row["key"]]
+
+
+def test_an_empty_cache(cli: Cli, tmp_path: Path) -> None:
+    done = cli("variants", "ls", "--cache", tmp_path / "none")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("no variants yet")
+    assert not (tmp_path / "none").exists()
+    assert listed(cli, tmp_path / "none") == []
+
+
+def test_verify_and_rm(cli: Cli, cache: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "cache"
+    shutil.copytree(cache, mine)
+    (row,) = listed(cli, mine)
+    key = str(row["key"])
+    sound = cli("variants", "verify", "tiny-chat:q8_0", "--cache", mine)
+    assert (sound.returncode, sound.stdout) == (0, f"ok tiny-chat:q8_0 {key}\n")
+
+    model = mine / "variants" / key / "model.gguf"
+    with model.open("r+b") as stream:
+        stream.seek(-1, 2)
+        last = stream.read(1)
+        stream.seek(-1, 2)
+        stream.write(bytes([last[0] ^ 1]))
+    broken = cli("variants", "verify", "--cache", mine)
+    assert broken.returncode == 1
+    assert broken.stdout.startswith(f"damaged tiny-chat:q8_0 {key}: ")
+
+    model.write_bytes(b"cut")
+    assert [row["state"] for row in listed(cli, mine)] == ["damaged"]
+    assert cli("variants", "verify", "--cache", mine).stdout.startswith(f"damaged - {key}: ")
+
+    gone = cli("variants", "rm", key[:8], "--cache", mine)
+    assert (gone.returncode, gone.stdout) == (0, f"removed damaged {key}\n")
+    assert listed(cli, mine) == []
+    again = cli("variants", "rm", key, "--cache", mine)
+    assert again.returncode == 1
+    assert again.stderr.startswith(f"quantserve: no variant '{key}'")
+
+
+def test_rm_refuses_before_it_removes_anything(cli: Cli, cache: Path) -> None:
+    done = cli("variants", "rm", "tiny-chat:q8_0", "tiny-chat:q2_k", "--cache", cache)
+    assert done.returncode == 1
+    assert len(listed(cli, cache)) == 1
+
+
+def test_pull_checks_a_folder_and_says_when_the_hub_is_out_of_reach(
+    cli: Cli, tmp_path: Path, tiny_chat: Path
+) -> None:
+    done = cli("pull", tiny_chat, "--cache", tmp_path / "cache")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"pulled {tiny_chat} {tiny_chat} ")
+    away = cli("pull", "no-such-org/no-such-model", "--cache", tmp_path / "cache")
+    assert away.returncode == 1
+    (line,) = away.stderr.splitlines()
+    assert line.startswith("quantserve: ")
