@@ -42,30 +42,46 @@ class BuildOrder:
 
 async def run_build(order: BuildOrder, watch: Callable[[BuildReport], None]) -> BuildAnswer:
     """Returns when the build process is gone; cancelling kills it and leaves its scratch to be resumed."""
+    starting = asyncio.create_task(_start(order))
     try:
-        process = await asyncio.create_subprocess_exec(
-            *python_module("server.process.builder", *order.arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            env=child_environment(os.environ),
-            start_new_session=True,  # a process group of its own, to be killed whole
-        )
+        process = await asyncio.shield(starting)
     except OSError as error:
         return _failed(f"no build process could be started ({error.strerror})")
+    except asyncio.CancelledError:  # a process that nobody knows must not stay
+        await asyncio.shield(_end(await starting))
+        raise
     talking = asyncio.create_task(process.communicate())
     try:
         while not (await asyncio.wait({talking}, timeout=POLL_S))[0]:
-            if (report := read_report(order.progress)) is not None:
-                watch(report)
+            _look(order, watch)
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait({talking})
+        await asyncio.shield(_end(process))
+    _look(order, watch)
+    answer = read_answer((await talking)[0])
+    return answer or _failed(f"the build process {describe_exit(process.returncode)}")
+
+
+async def _start(order: BuildOrder) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *python_module("server.process.builder", *order.arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        env=child_environment(os.environ),
+        start_new_session=True,  # a process group of its own, to be killed whole
+    )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill and reap."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _look(order: BuildOrder, watch: Callable[[BuildReport], None]) -> None:
     if (report := read_report(order.progress)) is not None:
         watch(report)
-    answer = read_answer(talking.result()[0])
-    return answer or _failed(f"the build process {describe_exit(process.returncode)}")
 
 
 def _failed(message: str) -> BuildAnswer:

@@ -97,6 +97,7 @@ class VariantHost:
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.wait({self._loading})
+            self._loading = None  # where it was cancelled before it began
         self._unload()
         if self._unloading is not None:
             await asyncio.wait({self._unloading})

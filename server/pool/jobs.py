@@ -180,7 +180,8 @@ class Jobs:
     # -- running ----------------------------------------------------------------------------------
 
     def _begin(self, id: str) -> None:
-        self._tasks[id] = asyncio.create_task(self._run(id), name=f"job {id}")
+        task = self._tasks[id] = asyncio.create_task(self._run(id), name=f"job {id}")
+        task.add_done_callback(partial(self._ended, id))
 
     async def _run(self, id: str) -> None:
         try:
@@ -190,7 +191,6 @@ class Jobs:
         except asyncio.CancelledError:
             if id in self._cancelled:
                 await self._clear(id)
-                self._finish(id, "cancelled")
             else:
                 self._change(id, state="queued", progress=None)
         except Exception as error:
@@ -198,10 +198,15 @@ class Jobs:
             self._finish(
                 id, "failed", error=Problem(BuildFailed.code, f"the build failed ({type(error).__name__})")
             )
-        finally:
-            self._cancelled.discard(id)
-            self._folder.remove_progress(id)
-            del self._tasks[id]
+
+    def _ended(self, id: str, _: "asyncio.Task[None]") -> None:
+        """Also for a task that was cancelled before it began, of which `_run` knows nothing."""
+        del self._tasks[id]
+        self._folder.remove_progress(id)
+        if id in self._cancelled:
+            self._cancelled.remove(id)
+            if self._records[id].job.state not in FINAL:
+                self._finish(id, "cancelled")
 
     async def _build(self, id: str) -> BuildAnswer:
         record = self._records[id]

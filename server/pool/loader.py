@@ -123,7 +123,7 @@ class Loader:
         return None if source is None else await in_thread(partial(self._check, source, name))
 
     def _check(self, source: Source, name: str) -> Variant | None:
-        """The variant of that name; hashes what was not hashed since the machine started. Removes a damaged one."""
+        """The variant of that name, hashed if it was not since the machine started; a damaged one goes."""
         variant = find_variant(self._store, source, name)
         if variant is None:
             return None

@@ -32,7 +32,7 @@ class Pool:
         self._jobs = jobs
         self._loader = Loader(settings, store, jobs)
         self._hosts: dict[str, VariantHost] = {}  # by variant id
-        self._built: dict[str, tuple[str, ...]] = {}  # ids of built variants, by model id
+        self._built: dict[str, frozenset[str]] = {}  # ids of built variants, by model id
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         jobs.listeners.append(self._job_finished)
@@ -102,7 +102,7 @@ class Pool:
 
     def _state(self, model: Model) -> ModelState:
         id = variant_id(model, model.default)
-        built = self._built.get(model.id, ())
+        built = self._variants(model)
         host = self._hosts.get(id)
         if host is None:
             return ModelState(model=model, variant=id, state="unloaded", variants=built)
@@ -120,14 +120,20 @@ class Pool:
             variants=built,
         )
 
+    def _variants(self, model: Model) -> tuple[str, ...]:
+        """Ids of all that can be served without a build."""
+        own = {variant_id(model, model.default)} if model.is_gguf else set()
+        loaded = {host.id for host in self._hosts.values() if host.model.id == model.id and host.loaded}
+        return tuple(sorted({*own, *loaded, *self._built.get(model.id, ())}))
+
     async def _host(self, model: Model, name: str) -> VariantHost:
         """Raises UnknownModel for a variant that is neither listed in models.yaml nor built."""
         id = variant_id(model, name)
         if (host := self._hosts.get(id)) is not None:
             return host
         if not is_listed(model, name) and not await self._is_built(model, name):
-            known = ", ".join(self._built.get(model.id, ())) or variant_id(model, model.default)
-            raise UnknownModel(f"{model.id} has no such variant built; there is {known}", param="model")
+            known = ", ".join(self._variants(model)) or variant_id(model, model.default)
+            raise UnknownModel(f"{model.id} has no such variant; there is {known}", param="model")
         return self._hosts.setdefault(id, VariantHost(model, name, self._loader))
 
     async def _is_built(self, model: Model, name: str) -> bool:
@@ -158,9 +164,8 @@ class Pool:
             source = self._jobs.sources.known(model)
             if source is None:
                 continue
-            names = [variant.manifest.recipe.name for variant in built_of(variants, source)]
-            own = [model.default] if source.kind == "gguf" else []
-            self._built[model.id] = tuple(variant_id(model, name) for name in sorted({*own, *names}))
+            names = {variant.manifest.recipe.name for variant in built_of(variants, source)}
+            self._built[model.id] = frozenset(variant_id(model, name) for name in names)
 
     def _job_finished(self, job: Job) -> None:
         if not self._draining:

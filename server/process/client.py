@@ -70,15 +70,23 @@ class EngineClient:
 
         Raises OpenError where the backend refuses the variant, EngineDied where the process ends before that.
         """
-        client = await cls._spawn(spec, on_progress)
+        spawning = asyncio.create_task(cls._spawn(spec, on_progress))
         try:
+            client = await asyncio.shield(spawning)
             client._send(spec)
             await asyncio.shield(client._opened)
         except BaseException:
-            client._kill()
-            await asyncio.shield(client.stop())
+            await asyncio.shield(cls._undo(spawning))
             raise
         return client
+
+    @staticmethod
+    async def _undo(spawning: "asyncio.Task[EngineClient]") -> None:
+        """Cancelled between fork and connection, a start would leave a process that nobody knows."""
+        with contextlib.suppress(OpenError):
+            client = await spawning
+            client._kill()
+            await client.stop()
 
     @classmethod
     async def _spawn(cls, spec: Open, on_progress: Callable[[float], None] | None) -> "EngineClient":
