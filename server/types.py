@@ -130,13 +130,14 @@ class Loading(Struct, frozen=True, kw_only=True, tag=True):
 class ModelText(Struct, frozen=True, kw_only=True):
     """What the engine knows of a model's text, for models without a tokenizer.json."""
 
-    pieces: tuple[bytes, ...]  # bytes of each token; empty for control tokens
+    pieces: tuple[bytes, ...]  # bytes of each token; a control token's name, by which templates write it
     control: tuple[int, ...]  # tokens that are never shown
     chat_template: str | None
     bos: int | None
     eos: int | None
     end_ids: tuple[int, ...]  # every token that ends an answer
     add_bos: bool
+    space_first: bool = False  # the tokenizer puts a space before every text, which is not part of it
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag=True):
