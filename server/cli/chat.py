@@ -3,6 +3,7 @@
 import os
 import sys
 import unicodedata
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,11 +20,14 @@ def chat(
     model: Annotated[str | None, typer.Argument(help="model or model:variant [the server's first]")] = None,
     url: Annotated[str | None, typer.Option(help="The server.", metavar="URL")] = None,
     system: Annotated[str | None, typer.Option(help="System message.", metavar="TEXT")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer.", metavar="N", min=1)
+    ] = None,
 ) -> None:
     """Chat with a running server. An API key is taken from QUANTSERVE_API_KEY; input may also be piped in."""
     from server.cli.client import ChatClient, Unreachable
 
-    client = ChatClient(url or _local_url(), os.environ.get("QUANTSERVE_API_KEY"))
+    client = ChatClient(url or _local_url(), os.environ.get("QUANTSERVE_API_KEY"), max_tokens)
     try:
         name = model or client.first_model()
         talk(client, name, system)
@@ -43,6 +47,9 @@ def talk(client: "ChatClient", model: str, system: str | None) -> None:
 
     opening = [Message("system", system)] if system else []
     history = list(opening)
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  gives input() editing and a history
     _note(f"{model} at {client.url}. {HELP}")
     while (text := _ask()) is not None:
         if text in ("/quit", "/exit"):

@@ -27,11 +27,12 @@ class Message(NamedTuple):
 
 
 class ChatClient:
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(self, url: str, key: str | None = None, max_tokens: int | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         if not self.url.startswith(("http://", "https://")):
             self.url = f"http://{self.url}"
         self.key = key
+        self.max_tokens = max_tokens
 
     def first_model(self) -> str:
         """Raises Unreachable, also for a server without models."""
@@ -44,7 +45,12 @@ class ChatClient:
 
     def answer(self, model: str, messages: list[Message]) -> Generator[str, None, None]:
         """The answer's text, piece by piece. Closing it aborts the request. Raises Refused, Unreachable."""
-        body = {"model": model, "stream": True, "messages": [message._asdict() for message in messages]}
+        body = {
+            "model": model,
+            "stream": True,
+            "messages": [message._asdict() for message in messages],
+            "max_completion_tokens": self.max_tokens,
+        }
         with self._open("/v1/chat/completions", body) as response:
             for event in _events(response):
                 if "error" in event:

@@ -32,8 +32,10 @@ class Loading:
                 shown.say(f"{state.variant} is ready at {self.url}")
             case "failed" | "quarantined":
                 shown.say(f"{state.variant} failed: {state.error}")
-            case "building" | "loading" | "unloaded":
+            case "building" | "loading":
                 shown.show(state.variant, step_of(state))
+                return False
+            case "unloaded":  # its turn will come
                 return False
         return True
 

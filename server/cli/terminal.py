@@ -34,6 +34,8 @@ class Step:
 
     @property
     def amount(self) -> str:
+        if self.unit == "%":
+            return ""
         if self.unit == "bytes":
             return f"{self.done / 1e6:.1f}/{self.total / 1e6:.1f} MB"
         return f"{self.done}/{self.total} {self.unit}".rstrip()
@@ -60,8 +62,9 @@ class Lines:
         if stage == step.stage and self.clock() - at < LINE_EVERY_S:
             return
         self.last[name] = (step.stage, self.clock())
-        share = f" {step.share:.0%} ({step.amount})" if step.done and step.total else ""
-        self.say(f"{name}: {step.stage}{share}")
+        share = f" {step.share:.0%}" if step.done and step.total else ""
+        amount = f" ({step.amount})" if share and step.amount else ""
+        self.say(f"{name}: {step.stage}{share}{amount}")
 
     def say(self, text: str) -> None:
         self.out.write(text + "\n")

@@ -51,6 +51,7 @@ def test_lines_come_with_stages_and_then_every_few_seconds() -> None:
 
 def test_amounts() -> None:
     assert Step("pull", 1_000_000, 2_500_000, "bytes").amount == "1.0/2.5 MB"
+    assert Step("load", 50, 100, "%").amount == ""
     assert Step("quantize", 3, 4, "tensors").share == 0.75
     assert Step("quantize", 5, 4, "tensors").share == 1.0
     assert Step("check", 0, 0, "").share == 0.0
