@@ -116,7 +116,9 @@ def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(CHUNK))
     with open_regular(path) as stream:
-        while count := stream.readinto(buffer):
+        left = os.fstat(stream.fileno()).st_size  # a file that somebody appends to has an end, too
+        while left > 0 and (count := stream.readinto(buffer[:left])):
+            left -= count
             digest.update(buffer[:count])
             if progress:
                 progress(count)
