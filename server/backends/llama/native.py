@@ -9,6 +9,8 @@ import logging
 import re
 from types import ModuleType
 
+from quant.gguf.library import load_backends
+
 LOG = logging.getLogger(__name__)
 
 WARNING, ERROR, CONTINUED = 3, 4, 5  # of ggml_log_level
@@ -69,6 +71,7 @@ def load_library() -> ModuleType:
     if not _kept:
         callback = llama_cpp.llama_log_callback(_receive)
         llama_cpp.llama_log_set(callback, ctypes.c_void_p(None))
+        load_backends(llama_cpp)
         llama_cpp.llama_backend_init()
         _kept.append(callback)
     library: ModuleType = llama_cpp
