@@ -99,11 +99,16 @@ async def test_special_tokens_are_read_or_not(variant: Path) -> None:
     assert detokenize(model.vocabulary, literal) == text
 
 
-async def test_bos_only_where_asked_and_wanted(variant: Path, stories: Path) -> None:
-    # Both fixtures write into one folder; the second is what is left.
+async def test_bos_only_where_it_is_asked_for(stories: Path) -> None:
     model = TextModel.from_folder(stories)
     assert (await model.encode("a", add_special=True, parse_special=True))[0] == 1
     assert (await model.encode("a", add_special=False, parse_special=True))[0] != 1
+
+
+async def test_no_bos_where_the_model_wants_none(variant: Path) -> None:
+    model = TextModel.from_folder(variant)
+    plain = await model.encode("a", add_special=False, parse_special=True)
+    assert await model.encode("a", add_special=True, parse_special=True) == plain
 
 
 @pytest.fixture(scope="module")
