@@ -122,7 +122,7 @@ READERS: Mapping[str, Reader] = {
     "cache": _folder,
     "models": _file,
     "host": _host,
-    "port": _whole(0, 65535),
+    "port": _whole(1, 65535),
     "api_keys_file": _keys_file,
     "admin_keys_file": _keys_file,
     "allow_no_key": _flag,

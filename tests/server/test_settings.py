@@ -61,7 +61,7 @@ def test_the_packaged_default_is_there() -> None:
 
 
 WRONG = [
-    ("PORT", "eighty", "'eighty' is not a whole number from 0 to 65535"),
+    ("PORT", "eighty", "'eighty' is not a whole number from 1 to 65535"),
     ("PORT", "65536", "'65536' is not a whole number"),
     ("PORT", "-1", "'-1' is not a whole number"),
     ("HOST", "a b", "'a b' is not a host name or address"),

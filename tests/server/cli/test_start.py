@@ -1,9 +1,9 @@
 """What the command line refuses, how, and how fast; nothing here starts a server."""
 
+import resource
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,17 @@ models:
 """
 
 
+def children_cpu_s() -> float:
+    """Of all children that have ended; unlike the clock it does not count what else the machine does."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_six_mistakes_are_six_lines(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text(SIX)
-    started = time.monotonic()
+    before = children_cpu_s()
     done = cli("serve")
-    assert time.monotonic() - started < 3
+    assert children_cpu_s() - before < 2
     assert done.returncode == 2
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -42,17 +48,14 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> None:
         [sys.executable, "-c", probe], env=env, capture_output=True, text=True, check=True
     )
     assert not HEAVY & set(loaded.stdout.split())
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        shown = subprocess.run(command("--help"), env=env, capture_output=True, text=True, check=True)
-        times.append(time.monotonic() - started)
+    before = children_cpu_s()
+    shown = subprocess.run(command("--help"), env=env, capture_output=True, text=True, check=True)
+    assert children_cpu_s() - before < 0.7
     assert all(name in shown.stdout for name in ("serve", "quantize", "variants", "chat", "pull"))
-    assert min(times) < 0.7
 
 
 REFUSED = [
-    (["serve", "--port", "http"], "--port: 'http' is not a whole number from 0 to 65535"),
+    (["serve", "--port", "http"], "--port: 'http' is not a whole number from 1 to 65535"),
     (["serve", "--models", "gone.yaml"], "--models: no such file: gone.yaml"),
     (["serve", "--host", "0.0.0.0"], "refusing to listen on 0.0.0.0 without API keys"),
     (["serve", "--api-keys-file", "gone"], "--api-keys-file: no such file: gone"),
