@@ -58,7 +58,7 @@ def open_source(
 def _local(ref: str) -> Path | None:
     try:
         path = Path(ref).expanduser()
-        return path if path.exists() else None
+        return path if ref and path.exists() else None
     except (OSError, RuntimeError, ValueError):  # no name that a file can have
         return None
 
