@@ -15,11 +15,11 @@ import numpy.typing as npt
 from quant.checkpoint import checkpoint_tensors
 from quant.errors import BadSource
 from quant.files import disk_full_is_typed, shown
+from quant.ggml import FILE_TYPES, TENSOR_TYPES
 from quant.gguf import floats
 from quant.gguf.families import Shape, read_shape
 from quant.gguf.layout import EMBEDDING, FLOATS, HEAD, Constant, Copied, Planned, plan
 from quant.gguf.tokenizer import Vocabulary, read_vocabulary, write_vocabulary
-from quant.ggml import FILE_TYPES, TENSOR_TYPES
 from quant.safetensors_header import TensorInfo
 from quant.source import Source
 
@@ -97,7 +97,7 @@ def _bytes(info: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
 
 def _write_shape(shape: Shape, writer: gguf.GGUFWriter) -> None:
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(shape.name)
+    writer.add_name(shape.architecture)  # not the folder's: equal sources make equal files
     writer.add_vocab_size(shape.vocab)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)

@@ -1,4 +1,4 @@
-"""The architectures we convert, as data: what their configs leave out, which llama.cpp graph computes them."""
+"""The architectures we convert, as data: what configs leave out, which llama.cpp graph computes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -103,7 +103,7 @@ class Shape:
     """A checkpoint's hyperparameters, checked, and the graph that computes it."""
 
     graph: Graph
-    name: str  # model_type; general.name, by which transformers tells Mistral from Llama
+    architecture: str  # transformers' class
     vocab: int  # rows of the embedding
     hidden: int
     ffn: int
@@ -153,7 +153,7 @@ def read_shape(architecture: str, values: Mapping[str, Any]) -> Shape:
         context, window, windowed = window, None, ()  # within the window, windowed and full attention are one
     shape = Shape(
         graph=graph,
-        name=config.text("model_type") if config.has("model_type") else graph.arch,
+        architecture=architecture,
         vocab=config.integer("vocab_size"),
         hidden=hidden,
         ffn=config.integer("intermediate_size"),

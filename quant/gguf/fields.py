@@ -10,7 +10,7 @@ LARGEST = 2**31 - 1  # llama.cpp keeps sizes in 32 bits
 
 
 class Fields:
-    """Values with the defaults of the model's class below them. A wrong type raises BadSource naming the key."""
+    """Values with the defaults of the model's class below them. Wrong types raise BadSource with the key."""
 
     def __init__(
         self, values: Mapping[str, Any], defaults: Mapping[str, Any], where: str = "config.json"

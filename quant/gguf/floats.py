@@ -19,7 +19,7 @@ STORED: Mapping[str, np.dtype[np.generic]] = {
 
 
 def convert(stored: Array, kind: str, wanted: str) -> Array:
-    """`stored` (dtype STORED[kind]) as STORED[wanted], rounded to nearest even. ValueError: what it cannot hold."""
+    """`stored` (of STORED[kind]) as STORED[wanted], to nearest even. ValueError says what cannot be kept."""
     if kind == wanted:
         _refuse_special(stored, kind)
         return stored

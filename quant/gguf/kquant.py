@@ -20,7 +20,7 @@ STEP = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")  # llama.cpp says so before each ten
 BUFFER = 512 * 2**20  # bytes of a tensor's rows in memory at once; the result is the same for any size
 FULL = 2**20  # bytes free on a disk that is as good as full
 FUNCTION = re.compile(r"^\w+: (failed to quantize: )?")
-UNMET = ("imatrix", "importance matrix")
+UNFIT = ("imatrix", "importance matrix", "no tensor type fallback")  # the recipe is wrong, not llama.cpp
 
 
 def quantize(
@@ -28,8 +28,8 @@ def quantize(
 ) -> None:
     """Write `target` from the GGUF file `source`. `progress(tensors begun, tensors)`. Same input, same bytes.
 
-    Raises BadRecipe (an override or imatrix that fits no tensor, no imatrix where one is needed), DiskFull or
-    BuildFailed.
+    Raises BadRecipe (an override or imatrix that fits no tensor, no imatrix where one is needed, rows that
+    fit no block of the type), DiskFull or BuildFailed.
     """
     if recipe.overrides and recipe.type in FLOAT_TYPES:
         raise BadRecipe(f"{recipe.type} keeps every tensor as it is and takes no overrides")
@@ -38,8 +38,8 @@ def quantize(
         _check_names(_tensor_names(source), recipe, importance)
     params = _params(recipe, importance, threads)
 
-    def step(line: str) -> None:
-        if match := STEP.match(line):
+    def step(piece: str) -> None:
+        if match := STEP.match(piece):
             progress(int(match[1]), int(match[2]))
 
     with captured(step) as log:
@@ -97,7 +97,7 @@ def _failure(
     log: Log, recipe: Recipe, paths: Sequence[Path], free: int
 ) -> BadRecipe | BuildFailed | DiskFull:
     reason = _reason(log, paths)
-    if any(word in reason for word in UNMET):
+    if any(word in reason for word in UNFIT):
         return BadRecipe(f"{recipe.type}: {reason}")
     if free < FULL:
         return DiskFull("the disk of the cache is full")
@@ -106,7 +106,7 @@ def _failure(
 
 def _reason(log: Log, paths: Sequence[Path]) -> str:
     """llama.cpp's last word in one line, without the paths of this machine."""
-    line = log.errors[-1] if log.errors else "it gave no reason"
+    words = log.errors[-1] if log.errors else "it gave no reason"
     for path in paths:
-        line = line.replace(str(path), path.name)
-    return " ".join(FUNCTION.sub("", line).split())
+        words = words.replace(str(path), path.name)
+    return FUNCTION.sub("", words)

@@ -48,7 +48,7 @@ Planned = Copied | Constant
 def plan(shape: Shape, tensors: Mapping[str, TensorInfo], *, with_head: bool) -> tuple[Planned, ...]:
     """Every tensor of the GGUF file in order. `with_head`: lm_head is a tensor of its own.
 
-    Raises BadSource for a tensor that is missing, left over, no float, or of another shape than the config says.
+    Raises BadSource for a tensor that is missing, left over, no float, or not of the config's shape.
     """
     expected = dict(_expected(shape, with_head))
     for name, wanted in expected.items():

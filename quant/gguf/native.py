@@ -1,6 +1,6 @@
 """llama.cpp's C interface, imported late, and what it says while it works.
 
-llama.cpp logs through one callback of the process. Here its lines are caught instead of printed, because the
+llama.cpp logs through one callback of the process. Here it is caught instead of printed, because the
 reason of a failure is only in them.
 """
 
@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
-ERROR, CONTINUED = 3, 5  # ggml_log_level
+from quant.gguf.library import load_backends
+
+ERROR = 3  # ggml_log_level
 
 
 @cache
@@ -19,43 +21,32 @@ def library() -> ModuleType:
     import llama_cpp.llama_cpp as native
 
     module: ModuleType = native
+    load_backends(module)
     module.llama_backend_init()
     return module
 
 
 class Log:
-    """Lines of llama.cpp, put together from the pieces that its callback gets."""
+    """What llama.cpp says, in the pieces that its callback gets: lines, parts of lines or several lines."""
 
-    def __init__(self, on_start: Callable[[str], None] | None = None) -> None:
-        self.errors: list[str] = []
-        self._on_start = on_start or (lambda _: None)
-        self._level = 0
-        self._line = ""
+    def __init__(self, on_piece: Callable[[str], None] | None = None) -> None:
+        self.errors: list[str] = []  # without line ends and rulers
+        self._on_piece = on_piece or (lambda _: None)
 
     def add(self, level: int, text: str) -> None:
-        """`on_start` hears a line as soon as its first piece is there: long work happens in the midst of lines."""
-        if level != CONTINUED and not self._line:
-            self._level = level
-        if not self._line and text.strip():
-            self._on_start(text)
-        self._line += text
-        if self._line.endswith("\n"):
-            self._end()
-
-    def _end(self) -> None:
-        if self._level == ERROR and (line := self._line.strip(" \n=")):
-            self.errors.append(line)
-        self._line = ""
+        self._on_piece(text)
+        if level == ERROR and (words := " ".join(text.replace("==", "").split())):
+            self.errors.append(words)
 
 
 @contextmanager
-def captured(on_start: Callable[[str], None] | None = None) -> Iterator[Log]:
+def captured(on_piece: Callable[[str], None] | None = None) -> Iterator[Log]:
     """Catch the log until the end of the block. Not for several threads: the callback is global.
 
-    An exception of `on_start` cannot pass through C: it is raised at the end of the block.
+    An exception of `on_piece` cannot pass through C: it is raised at the end of the block.
     """
     native = library()
-    log = Log(on_start)
+    log = Log(on_piece)
     failures: list[BaseException] = []
 
     def hear(level: int, text: bytes, _: ctypes.c_void_p) -> None:

@@ -30,15 +30,21 @@ GPT4O = (
     rf"|\p{{N}}{{1,3}}|{CASED_SIGNS}|{SPACES}"
 )
 HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+CASED = (
+    "\\s?[A-Za-z\u00b5\u00c0-\u00d6",
+    "]+",
+)  # a class of 60 ranges, of which copies differ: how it begins and ends
+WIDE_SIGNS = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
 KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 Steps = tuple[str, ...]
 BYTES, GPT2_BYTES = "bytes", "bytes, gpt-2's regex"  # ByteLevel without and with its own regex
 DIGIT, DIGITS = "digits, each alone", "digits"
+CASED_LETTERS = "split cased letters"
 
 
 def split(regex: str) -> str:
@@ -66,6 +72,15 @@ TABLE: Mapping[Steps, Names] = {
         "deepseek-coder"
     ),
     (split(r"\p{N}{1,3}"), split(KANA), split(DEEPSEEK3), BYTES): Names("deepseek-v3"),
+    (
+        split(r"[\r\n]"),
+        CASED_LETTERS,
+        split(WIDE_SIGNS),
+        split(r"\s+$"),
+        split(HAN),
+        DIGIT,
+        BYTES,
+    ): Names("deepseek-llm"),
 }
 
 
@@ -89,11 +104,15 @@ def _steps(node: Mapping[str, Any] | None) -> Iterator[str]:
         case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated"} if not node.get(
             "invert"
         ):
-            yield split(_one_spelling(regex))
+            yield CASED_LETTERS if _is_cased(regex) else split(_one_spelling(regex))
         case {"type": str(kind)}:
             yield f"{kind} { ({key: value for key, value in node.items() if key != 'type'}) }"
         case _:
             yield shown(node)
+
+
+def _is_cased(regex: str) -> bool:
+    return regex.startswith(CASED[0]) and regex.endswith(CASED[1]) and "[" not in regex[4:]
 
 
 def _one_spelling(regex: str) -> str:

@@ -18,7 +18,7 @@ from quant.gguf.tokenizer import is_byte_level, read_tokenizer_json, spaces_of
 
 PROBE: tuple[str, ...] = (
     "The quick brown fox jumps over the lazy dog, doesn't it? I'LL say WE'VE 'seen' it; they're Peter's.",
-    'def f(x: int) -> str:\n    """Doc."""\n\treturn f\'{x:>10}\' if x != 0 else None  # ok\n\n\nclass A(B):\n',
+    'def f(x: int) -> str:\n    """Doc."""\n\treturn f\'{x:>10}\' if x else None  # ok\n\n\nclass A(B):\n',
     "for (int i = 0; i < n; ++i) { a[i] += b->c * 0x1F & ~m; } // <html>&amp;</html>\r\n#include <x.h>\r\n",
     "1 12 123 1234 12345 123456 1234567 3.14159 1,000,000 -42 1e-9 50% $9.99 v2.0 2024-01-31 x1y22z333",
     "Ça été très naïve: Übergröße, señor, smörgåsbord, Þórr, łódź, İstanbul, tiếng Việt.",
@@ -57,13 +57,14 @@ def _texts(data: Mapping[str, Any]) -> Iterator[str]:
     text that begins with one, and after each special token, where Metaspace does not.
     """
     prefix = "never" if is_byte_level(data) else spaces_of(data).prefix
-    yield from PROBE
-    if prefix in {"sections", "never"}:
-        yield from LEADING_SPACES
     specials = _some_specials(data)
+    yield from PROBE
     yield from (f"before{token}" for token in specials)
     if prefix != "text":
-        yield from (f"{token}after{token}{token} spaced {token}\n" for token in specials)
+        yield from (f"{token}after{token}{token}again" for token in specials)
+    if prefix in {"sections", "never"}:
+        yield from LEADING_SPACES
+        yield from (f"{token} spaced {token}\n" for token in specials)
 
 
 def _some_specials(data: Mapping[str, Any]) -> Sequence[str]:

@@ -298,7 +298,7 @@ def _sentencepiece(
 
 
 def _scores(tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> tuple[float, ...]:
-    """llama.cpp joins the neighbours whose joined text has the highest score: the rank of the merge, negated."""
+    """llama.cpp joins the neighbours whose joined text scores highest: the rank of the merge, negated."""
     best: dict[str, float] = {}
     for rank, (left, right) in enumerate(merges):
         best.setdefault(left + right, -float(rank))

@@ -41,7 +41,9 @@ def converted(folder: Path, target: Path, float_type: FloatType = "f32") -> Path
     return target
 
 
-def byte_tokenizer(vocabulary: int = 400, pre_tokenizer: Any = None, *, ignore_merges: bool = False) -> Tokenizer:
+def byte_tokenizer(
+    vocabulary: int = 400, pre_tokenizer: Any = None, *, ignore_merges: bool = False
+) -> Tokenizer:
     """Byte-level BPE trained on the probe text, so that wrong cuts show as wrong tokens."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -118,7 +120,9 @@ def reference(folder: Path, tokens: Sequence[int]) -> Logits:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         logits: Logits = model(torch.tensor([list(tokens)])).logits[0].numpy()
     return logits
