@@ -34,6 +34,10 @@ Follow = Callable[[Callable[[], Sequence[ModelState]]], Coroutine[Any, Any, None
 class Server(uvicorn.Server):
     """The first signal drains, the second ends at once; either way the process exits with 0."""
 
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_signal = on_signal
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         handled = (signal.SIGINT, signal.SIGTERM)
@@ -47,6 +51,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
+        self._on_signal()
 
 
 def run(settings: Settings, catalog: Catalog, *, follow: Follow | None = None) -> None:
@@ -65,7 +70,7 @@ async def serve(settings: Settings, catalog: Catalog, *, follow: Follow | None =
     app = create_app(settings, catalog, pool, jobs, store)
     following = asyncio.ensure_future(follow(pool.states)) if follow else None
     try:
-        await Server(configuration(app, settings)).serve()
+        await Server(configuration(app, settings), pool.drain).serve()
     finally:
         if following is not None:
             await cancelled(following)

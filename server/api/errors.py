@@ -98,7 +98,7 @@ def _path(loc: tuple[int | str, ...]) -> str | None:
     """("messages", 0, "content") -> "messages[0].content"; pydantic's names of union members are left out,
     and so are names that a client chose, except where they could be names of parameters."""
     path = ""
-    for part in loc:
+    for part in loc[:-2] if loc[-1:] == ("[key]",) else loc:
         if isinstance(part, int):
             path += f"[{part}]"
         elif re.fullmatch(r"[a-z_]{1,40}", part) and part not in ("str", "int", "float", "bool", "dict"):

@@ -23,6 +23,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_bytes = 0
         self._in_head = True
+        self._advanced = False  # past a head or body, with the data at hand
         self._slow: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -34,8 +35,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._advanced = False
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if self._advanced or not self._in_head or self.transport.is_closing():
             return
         self._head_bytes += len(data)
         if self._head_bytes > HEADER_LIMIT:
@@ -49,11 +51,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_clock()
-        self._head_bytes, self._in_head = 0, False
+        self._head_bytes, self._in_head, self._advanced = 0, False, True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._in_head = True
+        self._in_head = self._advanced = True
         super().on_message_complete()
 
     def _start_clock(self) -> None:

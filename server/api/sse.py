@@ -64,6 +64,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_gone(receive, self._send_all(send))
+        except ClientGone:
+            pass  # the answer has begun, and nobody is left to be told how it ends
         finally:
             await cancelled(self._first)
             await self._frames.aclose()

@@ -33,7 +33,7 @@ class Sampling(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     logit_bias: Annotated[
-        dict[Annotated[str, Field(pattern=r"\A[0-9]{1,9}\Z")], Annotated[float, Field(ge=-100, le=100)]],
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
         Field(default_factory=dict, max_length=1024),
     ]
     n: Annotated[int, Field(ge=1, le=16)] = 1
