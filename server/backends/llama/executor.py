@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,10 @@ from server.engine.step import (
 from server.types import Limits, TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Tokens `low` to `high` of the batch's row number `index`, computed in one pass."""
+class Span(NamedTuple):
+    """Tokens `low` to `high` of the batch's row number `number`, computed in one pass."""
 
-    index: int
+    number: int
     row: Row
     low: int
     high: int
@@ -152,13 +152,13 @@ class LlamaExecutor:
         simple: list[tuple[int, int]] = []  # row index, place: no more than an argmax
         for span in step.last:
             if span.scored:
-                step.scores.setdefault(span.index, []).extend(self._score(span, logits[place:]))
+                step.scores.setdefault(span.number, []).extend(self._score(span, logits[place:]))
                 place += span.scored
             if span.samples:
                 sequence = span.row.sequence
                 sampler = self._sampler(sequence)
                 if sampler.simple:
-                    simple.append((span.index, place))
+                    simple.append((span.number, place))
                 else:
                     self._sample(step, span, sampler, logits[place])
                 place += 1
@@ -175,9 +175,9 @@ class LlamaExecutor:
     def _sample(self, step: Step, span: Span, sampler: Sampler, logits: NDArray[np.float32]) -> None:
         row = span.row
         token = sampler.choose(logits, row.sequence.tokens, row.start + len(row.tokens), row.draw)
-        step.tokens[span.index] = token
+        step.tokens[span.number] = token
         if (count := sampler.params.logprobs) is not None:
-            step.logprobs[span.index] = score(logits, token, count, self._scratch)
+            step.logprobs[span.number] = score(logits, token, count, self._scratch)
 
     def _score(self, span: Span, logits: NDArray[np.float32]) -> Iterator[TokenLogprobs]:
         first = span.row.start + span.low + 1
@@ -195,6 +195,9 @@ class LlamaExecutor:
 
 def _passes(rows: tuple[Row, ...], outputs: int) -> Iterator[list[Span]]:
     """The rows as forward passes of at most so many outputs each: one, unless long prompts are scored."""
+    if rows and not any(row.wants_prompt_logprobs for row in rows):
+        yield [Span(i, row, 0, len(row.tokens), 0, row.samples) for i, row in enumerate(rows)]
+        return
     spans: list[Span] = []
     room = outputs
     for index, row in enumerate(rows):

@@ -19,6 +19,7 @@ Ids = NDArray[np.int64]
 
 COLDEST = 1e-6  # a smaller temperature would overflow float32; the choice is the greedy one long before
 STRIPES = 64
+WIDE = 1024  # from so many stripes on, a vocabulary of 64 k, looking at a few of them beats looking at all
 MASK = (1 << 64) - 1
 
 
@@ -44,44 +45,51 @@ def _mix(value: int) -> int:
 
 def greedy(rows: Logits) -> list[int]:
     """The most likely token of each row; the lowest id wins a tie. Raises BadLogits."""
-    chosen: list[int] = rows.argmax(axis=1).tolist()
-    for row, token in zip(rows, chosen, strict=True):  # argmax stops at a NaN, so the chosen value tells
-        _check(float(row[token]))
+    best = rows.argmax(axis=1)
+    _check(rows[np.arange(len(rows)), best].min())  # argmax stops at a NaN, so the values it chose tell all
+    chosen: list[int] = best.tolist()
     return chosen
 
 
-def _check(largest: float) -> None:
+def _check(largest: np.float32) -> None:
     if not math.isfinite(largest):
         raise BadLogits("the model's logits are not finite numbers")
 
 
 def top_ids(values: Logits, count: int) -> Ids:
-    """Ids of the `count` largest values, largest first; the lower id first where they are equal.
-
-    The maxima of disjoint stripes are some of the values, so their `count`-th largest is reached by at least
-    `count` values, and only stripes whose maximum reaches it need a look.
-    """
+    """Ids of the `count` largest values, largest first; the lower id first where they are equal."""
     count = min(count, len(values))
     width = len(values) // STRIPES
     if width < 2 * count:
-        bound = np.partition(values, len(values) - count)[len(values) - count]
-        candidates = np.flatnonzero(values >= bound)
+        candidates = np.flatnonzero(values >= _nth_largest(values, count))
     else:
         candidates = _reaching(values, count, width)
     return candidates[np.argsort(-values[candidates], kind="stable")[:count]]
 
 
+def _nth_largest(values: Logits, n: int) -> np.float32:
+    place = len(values) - n
+    nth: np.float32 = np.partition(values, place)[place]
+    return nth
+
+
 def _reaching(values: Logits, count: int, width: int) -> Ids:
-    """At least `count` ids, ascending, of values that no value left out exceeds."""
+    """At least `count` ids, ascending, of values that no value left out exceeds.
+
+    The maxima of disjoint stripes are some of the values, so the `count`-th largest of them is reached by at
+    least `count` values; and only in stripes whose maximum reaches it.
+    """
     whole = width * STRIPES
     table = values[:whole].reshape(STRIPES, width)
     maxima = table.max(axis=0)
-    bound = np.partition(maxima, width - count)[width - count]
+    bound = _nth_largest(maxima, count)
+    if width < WIDE:
+        return np.flatnonzero(values >= bound)
     columns = np.flatnonzero(maxima >= bound)
     lines, places = np.nonzero(table[:, columns] >= bound)
     found = lines * width + columns[places]
     rest = np.flatnonzero(values[whole:] >= bound)
-    return np.concatenate((found, rest + whole)) if len(rest) else found
+    return np.concatenate((found, rest + whole))
 
 
 def pick(weights: Logits, point: float) -> int:
@@ -93,15 +101,15 @@ def pick(weights: Logits, point: float) -> int:
     if width < STRIPES:
         return _pick(weights, point * float(weights.sum(dtype=np.float64)))
     whole = width * STRIPES
-    table = weights[:whole].reshape(STRIPES, width)
-    sums = np.append(table.sum(axis=0), weights[whole:].sum())
-    running = np.cumsum(sums, dtype=np.float64)
-    target = point * float(running[-1])
-    column = int(np.searchsorted(running, target, side="right"))
-    left = target - (float(running[column - 1]) if column else 0.0)
-    if column == width:
-        return whole + _pick(weights[whole:], left)
-    return _pick(table[:, column], left) * width + column
+    table, rest = weights[:whole].reshape(STRIPES, width), weights[whole:]
+    running = np.cumsum(table.sum(axis=0), dtype=np.float64)
+    striped = float(running[-1])
+    target = point * (striped + (float(rest.sum()) if len(rest) else 0.0))
+    if target >= striped and len(rest):
+        return whole + _pick(rest, target - striped)
+    column = min(int(np.searchsorted(running, target, side="right")), width - 1)
+    before = float(running[column - 1]) if column else 0.0
+    return _pick(table[:, column], target - before) * width + column
 
 
 def _pick(weights: Logits, target: float) -> int:
@@ -135,8 +143,12 @@ def nucleus(weights: Logits, share: float) -> Ids:
         if float(weights[candidates].sum(dtype=np.float64)) > needed:
             break
     found = _descending(weights, candidates)
-    running = np.cumsum(weights[found], dtype=np.float64)
-    return found[: int(np.searchsorted(running, needed, side="left")) + 1]
+    return found[: holding(weights[found], needed)]
+
+
+def holding(falling: Logits, needed: float) -> int:
+    """How many of the weights, largest first, it takes to hold `needed`; at least one."""
+    return int(np.searchsorted(np.cumsum(falling, dtype=np.float64), needed, side="left")) + 1
 
 
 def _descending(weights: Logits, ids: Ids) -> Ids:
@@ -215,18 +227,21 @@ class Sampler:
         return out
 
     def _sample(self, logits: Logits, point: float) -> int:
-        params, ids = self.params, None
-        largest = logits.max()
-        _check(float(largest))
+        params, largest = self.params, logits.max()
+        _check(largest)
         if 0 < params.top_k < len(logits):
-            ids = top_ids(logits, params.top_k)
-            weights = self._weights(logits[ids], largest, np.empty(len(ids), np.float32))
+            ids: Ids | None = top_ids(logits, params.top_k)
+            weights = self._weights(logits[ids], largest, np.empty(params.top_k, np.float32))
+            if params.top_p < 1.0:
+                size = holding(weights, params.top_p * float(weights.sum(dtype=np.float64)))
+                weights = weights[:size]
         else:
             weights = self._weights(logits, largest, self._scratch)
-        if params.top_p < 1.0:
-            ids, weights = _narrow(ids, weights, nucleus(weights, params.top_p))
+            ids = nucleus(weights, params.top_p) if params.top_p < 1.0 else None
+            weights = weights if ids is None else weights[ids]
         if params.min_p > 0.0:
-            ids, weights = _narrow(ids, weights, np.flatnonzero(weights >= params.min_p))
+            likely = np.flatnonzero(weights >= params.min_p)
+            ids, weights = likely if ids is None else ids[likely], weights[likely]
         choice = pick(weights, point)
         return choice if ids is None else int(ids[choice])
 
@@ -238,14 +253,10 @@ class Sampler:
         return np.exp(out, out=out)
 
 
-def _narrow(ids: Ids | None, weights: Logits, kept: Ids) -> tuple[Ids, Logits]:
-    return (kept if ids is None else ids[kept]), weights[kept]
-
-
 def log_total(logits: Logits, scratch: Logits) -> float:
     """Logarithm of the sum of exponentials: subtracted from logits, log-probabilities. Raises BadLogits."""
     largest = logits.max()
-    _check(float(largest))
+    _check(largest)
     np.subtract(logits, largest, out=scratch)
     np.exp(scratch, out=scratch)
     return float(largest) + math.log(total(scratch))
