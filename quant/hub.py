@@ -49,12 +49,13 @@ class Hub:
         where the snapshot is there already.
         """
         with _hub_errors(wanted), disk_full_is_typed():
-            if local_only:
-                return self._download(wanted.repo, wanted.revision, local_files_only=True)
-            sizes = self._sizes(wanted)
-            if sizes is None:
-                return self._download(wanted.repo, wanted.revision, local_files_only=True)
-            return self._pull(wanted, sizes, report)
+            sizes = None if local_only else self._sizes(wanted)
+            return self._pull(wanted, sizes, report) if sizes is not None else self._local(wanted)
+
+    def _local(self, wanted: HubId) -> Path:
+        """The texts must be there; which weights must, the caller learns from them."""
+        patterns = [*TEXT_FILES, INDEX]
+        return self._download(wanted.repo, wanted.revision, allow_patterns=patterns, local_files_only=True)
 
     def _pull(self, wanted: HubId, sizes: dict[str, int], report: Report) -> Path:
         """Texts first: a model that is refused costs no download of weights."""

@@ -1,0 +1,111 @@
+"""A hub on 127.0.0.1: the few routes that a snapshot needs, over folders of this machine."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "a" * 40
+API = re.compile(r"/api/models/(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
+FILE = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+
+
+@dataclass
+class FakeHub:
+    repos: dict[str, Path]
+    revisions: tuple[str, ...] = ("main", COMMIT)
+    requests: list[str] = field(default_factory=list)  # "METHOD path"
+    endpoint: str = ""
+    gated: frozenset[str] = frozenset()
+
+    @property
+    def downloads(self) -> list[str]:
+        return [
+            line.rsplit("/", 1)[1] for line in self.requests if line.startswith("GET") and "/resolve/" in line
+        ]
+
+
+@contextmanager
+def serve(repos: dict[str, Path]) -> Iterator[FakeHub]:
+    hub = FakeHub(repos)
+
+    class Handler(_Handler):
+        state = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    state: FakeHub
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.state.requests.append(f"{self.command} {path}")
+        found = API.fullmatch(path) or FILE.fullmatch(path)
+        if not found or found["repo"] not in self.state.repos:
+            return self._error(404, "RepoNotFound")
+        if found["repo"] in self.state.gated:
+            return self._error(403, "GatedRepo")
+        if (found["revision"] or "main") not in self.state.revisions:
+            return self._error(404, "RevisionNotFound")
+        folder = self.state.repos[found["repo"]]
+        if found.re is FILE:
+            return self._file(folder / found["path"])
+        if found["what"] == "tree":
+            return self._json([_entry(path) for path in sorted(folder.iterdir())])
+        return self._json(_model(found["repo"], folder))
+
+    def _error(self, status: int, code: str) -> None:
+        self._send(status, b"", {"X-Error-Code": code})
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, path: Path) -> None:
+        if not path.is_file():
+            return self._error(404, "EntryNotFound")
+        data = path.read_bytes()
+        tag = hashlib.sha256(data).hexdigest()
+        return self._send(200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"'})
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+def _entry(path: Path) -> dict[str, object]:
+    return {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
+
+
+def _model(repo: str, folder: Path) -> dict[str, object]:
+    siblings = [{"rfilename": path.name, "size": path.stat().st_size} for path in sorted(folder.iterdir())]
+    return {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
