@@ -231,9 +231,11 @@ class Jobs:
         if answer.error is not None:
             self._finish(id, "failed", error=answer.error)
             return
-        self._records[id] = replace(
-            self._records[id], job=replace(self._records[id].job, outcome=answer.outcome, key=answer.key)
-        )
+        record = self._records[id]
+        last = record.job.progress
+        whole = last and replace(last, done=last.total)
+        job = replace(record.job, outcome=answer.outcome, key=answer.key, progress=whole)
+        self._records[id] = replace(record, job=job)
         self._finish(id, "done")
 
     def _finish(self, id: str, state: State, *, error: Problem | None = None) -> None:

@@ -117,6 +117,7 @@ class Pool:
             error=host.error,
             status=loaded.engine.status if loaded else None,
             served=loaded.served if loaded else None,
+            template=loaded.text.template_origin if loaded else None,
             variants=built,
         )
 

@@ -6,7 +6,7 @@ from typing import Literal
 from server.catalog import Model
 from server.pool.records import Progress
 from server.process.client import EngineClient
-from server.text.model import TextModel
+from server.text.model import Origin, TextModel
 from server.types import Status
 
 LoadState = Literal["unloaded", "building", "loading", "ready", "failed", "quarantined"]
@@ -47,6 +47,7 @@ class ModelState:
     error: str | None = None
     status: Status | None = None  # where it is loaded
     served: Served | None = None  # where it is loaded
+    template: Origin | None = None  # whose chat template it has, where it is loaded
     variants: tuple[str, ...] = ()  # ids of all that are built
 
 
