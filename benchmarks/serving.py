@@ -149,6 +149,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also then the server must be stopped
     print("\n".join(describe()))
     print(f"{args.source} as {args.variant}, greedy, up to {args.max_tokens} tokens, {args.repeats} runs\n")
     with own_server(args.source, args.variant, args.ctx, max(args.streams)) as own:
