@@ -29,9 +29,9 @@ def child_environment(environ: Mapping[str, str], **changes: str) -> dict[str, s
 def engine_environment(environ: Mapping[str, str], threads: int | None) -> dict[str, str]:
     """For engines: no secrets, no network, and helper libraries that start no thread pools of their own.
 
-    `threads` also bounds OpenMP, which reads its width once, when the library is loaded. By default its threads
-    spin at each barrier for milliseconds: where anything else runs on their cores, decoding falls to a tenth.
-    Here they spin for about 0.1 ms. Whoever sets one of the two variables keeps his choice.
+    `threads` also bounds OpenMP, which reads its width once, when the library is loaded. By default OpenMP spins
+    at each barrier for milliseconds: where anything else runs on the same cores, decoding falls to a tenth.
+    Here it spins for about 0.1 ms. Whoever sets one of the two variables keeps his choice.
     """
     clean = {name: value for name, value in environ.items() if not name.upper().endswith(SECRET_ENDINGS)}
     changes = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
