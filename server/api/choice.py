@@ -79,7 +79,9 @@ class Choice:
             last, _ = self._held[-1]
             self._held[-1] = (replace(last, text=last.text + tail), self._made)
         text, matched = self._match(tail)
-        return (text, True) if matched or self._stops is None else (text + self._stops.flush(), False)
+        if self._stops is not None and not matched:
+            text += self._stops.flush()
+        return text, matched
 
     def _match(self, text: str) -> tuple[str, bool]:
         if self._stops is None:

@@ -59,7 +59,7 @@ def _card(state: ModelState, services: Services, id: str) -> ModelCard:
         variants=state.variants,
         label=served.label if served else UNMEASURED,
         context=state.model.context,
-        template=None,
+        template=state.template,
         backend=served.backend if served else None,
         job=state.job,
         error=state.error,
