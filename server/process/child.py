@@ -29,7 +29,7 @@ def child_environment(environ: Mapping[str, str], **changes: str) -> dict[str, s
 def engine_environment(environ: Mapping[str, str], threads: int | None) -> dict[str, str]:
     """For engines: no secrets, no network, and helper libraries that start no thread pools of their own.
 
-    `threads` also bounds OpenMP, which reads its width once, when the library is loaded. By default OpenMP spins
+    `threads` also bounds OpenMP, which reads it when it is loaded. Left alone, OpenMP would spin
     at each barrier for milliseconds: where anything else runs on the same cores, decoding falls to a tenth.
     Here it spins for about 0.1 ms. Whoever sets one of the two variables keeps his choice.
     """
