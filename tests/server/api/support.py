@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
-from tests.server.pool.support import children, toy, write_gguf
 
 from quant.store import VariantStore
 from server.api.app import create_app
@@ -16,6 +15,7 @@ from server.catalog import Catalog, Model
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
 from server.settings import Settings
+from tests.server.pool.support import children, toy, write_gguf
 
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from tests.server.api.support import CHAT, HELLO, chat, error_of, events
 
 

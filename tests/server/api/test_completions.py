@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+
 from tests.server.api.support import COMPLETIONS, completion, error_of, events
 
 
@@ -64,7 +65,9 @@ async def test_echo_scores_every_token_of_the_prompt_but_the_first(http: httpx.A
     [scored] = (await http.post(COMPLETIONS, json={**body, "max_tokens": 0})).json()["choices"]
     assert scored["logprobs"]["token_logprobs"] == logprobs["token_logprobs"][:-3]
     chunks = events((await http.post(COMPLETIONS, json={**body, "stream": True})).text)
-    offsets = [o for chunk in chunks if (l := chunk["choices"][0]["logprobs"]) for o in l["text_offset"]]
+    offsets = [
+        o for chunk in chunks if (scored := chunk["choices"][0]["logprobs"]) for o in scored["text_offset"]
+    ]
     assert offsets == logprobs["text_offset"]
 
 

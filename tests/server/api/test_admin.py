@@ -1,0 +1,77 @@
+"""Jobs over HTTP, with real builds of a tiny checkpoint where one is needed."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.catalog import Model
+from tests.server.api.support import application, chat, client, error_of
+from tests.server.pool.support import files
+
+
+def folder_model(source: Path) -> Model:
+    return Model(id="tiny", source=str(source), variants=("q8_0",), default="q8_0", context=128, parallel=2)
+
+
+async def finished(http: httpx.AsyncClient, id: str) -> Any:
+    async with asyncio.timeout(120):
+        while (job := (await http.get(f"/quantize/{id}")).json())["state"] in ("queued", "running"):
+            await asyncio.sleep(0.05)
+    return job
+
+
+async def test_a_variant_is_built_once_and_then_served_by_its_name(tmp_path: Path, tiny_chat: Path) -> None:
+    async with application(tmp_path, folder_model(tiny_chat)) as app, client(app) as http:
+        order = {"model": "tiny", "recipe": "q6_k"}
+        response = await http.post("/quantize", json=order)
+        assert response.status_code == 202
+        job = await finished(http, response.json()["id"])
+        assert (job["state"], job["outcome"], job["variant"]) == ("done", "built", "tiny:q6_k")
+        before = files(tmp_path / "cache")
+        again = (await http.post("/quantize", json=order)).json()
+        assert (again["state"], again["outcome"], again["variant"]) == ("done", "cached", "tiny:q6_k")
+        assert files(tmp_path / "cache") == before
+        assert [one["id"] for one in (await http.get("/quantize")).json()["data"]] == [job["id"]]
+        response = await http.post("/v1/chat/completions", json=chat(model="tiny:q6_k"))
+        assert response.status_code == 200, response.text
+        assert response.headers["x-variant"] == "tiny:q6_k"
+        card = (await http.get("/v1/models/tiny")).json()
+        assert "tiny:q6_k" in card["variants"]
+
+
+async def test_a_running_job_is_stopped_and_leaves_nothing(tmp_path: Path, tiny_chat: Path) -> None:
+    async with application(tmp_path, folder_model(tiny_chat)) as app, client(app) as http:
+        id = (await http.post("/quantize", json={"model": "tiny", "recipe": "q4_k_m"})).json()["id"]
+        stopped = (await http.delete(f"/quantize/{id}")).json()
+        assert stopped["state"] == "cancelled"
+        left = {name for name in files(tmp_path / "cache") if name.startswith(("variants/", "scratch/"))}
+        assert left == set()
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"model": "none", "recipe": "q6_k"}, 404, "model"),
+        ({"model": "toy", "recipe": "q9_z"}, 400, "recipe"),
+        ({"model": "toy", "recipe": "/etc/passwd"}, 400, "recipe"),
+        ({"model": "toy", "recipe": "http://127.0.0.1/x"}, 400, "recipe"),
+        ({"model": "/etc/passwd", "recipe": "q6_k"}, 404, "model"),
+        ({"model": "http://127.0.0.1/x", "recipe": "q6_k"}, 404, "model"),
+        ({"model": "../toy", "recipe": "q6_k"}, 404, "model"),
+        ({"model": "toy", "recipe": {"type": "q6_k", "imatrix": "x"}}, 400, "recipe"),
+        ({"model": "toy:q4_0", "recipe": "q6_k"}, 400, "model"),
+        ({"model": "toy"}, 400, "recipe"),
+        ({"model": "toy", "recipe": "q6_k", "gate": {}}, 400, "gate"),
+    ],
+)
+async def test_only_known_models_and_recipes_are_taken(
+    http: httpx.AsyncClient, fields: dict[str, object], status: int, param: str
+) -> None:
+    response = await http.post("/quantize", json=fields)
+    assert response.status_code == status
+    error = error_of(response)
+    assert error["param"] == param
+    assert "passwd" not in error["message"]

@@ -1,0 +1,166 @@
+"""One error shape on every route, whatever is wrong with the request."""
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import Response
+
+from quant.errors import DiskFull, QuantError
+from server.api.errors import body_of, from_quant, response_of
+from server.errors import Overloaded, ServerError
+from tests.server.api.support import CHAT, COMPLETIONS, application, chat, client, error_of
+
+POSTS = (CHAT, COMPLETIONS, "/tokenize", "/detokenize", "/quantize")
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"null", b"[]", b'{"model":', b'{"model":"\xff"}', b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}"],
+)
+async def test_bad_bodies_are_400_on_every_route(http: httpx.AsyncClient, path: str, raw: bytes) -> None:
+    response = await http.post(path, content=raw, headers=JSON)
+    assert response.status_code == 400
+    assert error_of(response)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "", "application/json; charset=latin-1", "multipart/form-data"]
+)
+async def test_only_json_is_taken(http: httpx.AsyncClient, path: str, kind: str) -> None:
+    response = await http.post(path, content=b"{}", headers={"content-type": kind})
+    assert response.status_code == 415
+    assert error_of(response)["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nope", 404, "not_found"),
+        ("POST", "/v1/chat/completions/", 404, "not_found"),
+        ("GET", CHAT, 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/v1/models/none", 404, "model_not_found"),
+        ("GET", "/quantize/none", 404, "job_not_found"),
+        ("DELETE", "/quantize/none", 404, "job_not_found"),
+        ("GET", "/docs", 404, "not_found"),
+    ],
+)
+async def test_wrong_routes_have_the_shape_too(
+    http: httpx.AsyncClient, method: str, path: str, status: int, code: str
+) -> None:
+    response = await http.request(method, path)
+    assert response.status_code == status
+    assert error_of(response)["code"] == code
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/tokenize", "/detokenize", "/quantize"])
+async def test_an_unknown_model_is_a_404(http: httpx.AsyncClient, path: str) -> None:
+    body = {
+        "model": "none",
+        "messages": [{"role": "user", "content": "x"}],
+        "prompt": "x",
+        "tokens": [1],
+        "recipe": "q6_k",
+    }
+    response = await http.post(path, json=body)
+    assert response.status_code == 404
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
+async def test_a_variant_that_does_not_exist_is_a_404_also_for_a_stream(http: httpx.AsyncClient) -> None:
+    response = await http.post(CHAT, json=chat(model="toy:q8_0", stream=True))
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "model_not_found"
+
+
+async def test_a_large_body_is_refused_before_it_is_read(http: httpx.AsyncClient) -> None:
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(200):
+            read += 1
+            yield b"a" * 100_000
+
+    response = await http.post(CHAT, content=body(), headers={**JSON, "content-length": "20000000"})
+    assert (response.status_code, read) == (413, 0)
+    assert error_of(response)["code"] == "body_too_large"
+    response = await http.post(CHAT, content=body(), headers=JSON)  # chunked: its length is not told
+    assert response.status_code == 413
+    assert read <= 43
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "9" * 30, "\u0661".encode().decode("latin-1")])
+async def test_a_length_that_is_none_is_refused(http: httpx.AsyncClient, length: str) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", length.encode("latin-1"))]
+    response = await http.post(CHAT, content=b"{}", headers=headers)
+    assert response.status_code in (400, 413)
+    error_of(response)
+
+
+async def test_large_headers_are_refused(http: httpx.AsyncClient) -> None:
+    response = await http.get("/v1/models", headers={"x-big": "a" * 70_000})
+    assert response.status_code == 431
+    error_of(response)
+
+
+async def test_an_unexpected_exception_tells_the_client_nothing_and_the_log_where(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken() -> Response:
+        raise LookupError("SECRET")
+
+    async with application(tmp_path) as app:
+        app.add_api_route("/broken", broken)
+        async with client(app) as http:
+            response = await http.get("/broken")
+    assert response.status_code == 500
+    assert error_of(response)["code"] == "internal_error"
+    assert "SECRET" not in response.text + caplog.text
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "LookupError at test_errors.py:" in record.getMessage()
+
+
+async def test_a_request_keeps_its_id_if_it_is_a_plain_one(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/health", headers={"x-request-id": "abc-1"})).headers["x-request-id"] == "abc-1"
+    for id in ("a" * 65, "a b", "\u00e9"):
+        response = await http.get("/health", headers={b"x-request-id": id.encode("latin-1")})
+        assert response.headers["x-request-id"].startswith("req-")
+
+
+def test_waiting_times_become_a_header() -> None:
+    response = response_of(Overloaded("full", retry_after=7))
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "7"
+
+
+def test_build_errors_have_their_status() -> None:
+    statuses = {kind.code: from_quant(kind("x")).status for kind in QuantError.__subclasses__()}
+    assert statuses[DiskFull.code] == 507
+    assert statuses["bad_recipe"] == statuses["bad_source"] == 400
+    assert statuses["build_failed"] == 500
+
+
+def test_every_error_class_has_a_body_in_the_shape() -> None:
+    pending = [ServerError]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        error = json.loads(body_of(kind("why", param="p")))["error"]
+        assert error == {"message": "why", "type": kind.kind, "param": "p", "code": kind.code}
+        assert 400 <= kind.status < 600
+
+
+async def test_cors_is_closed(http: httpx.AsyncClient) -> None:
+    preflight = {"origin": "http://evil.example", "access-control-request-method": "POST"}
+    response = await http.options(CHAT, headers=preflight)
+    assert response.status_code == 405
+    assert not any(name.startswith("access-control") for name in response.headers)

@@ -1,0 +1,94 @@
+"""Probes, metrics, the list of models, tokens."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.api.support import CHAT, application, chat, client
+from tests.server.pool.support import toy, write_gguf
+
+LABELS = {"model": "toy", "variant": "q4_0", "backend": "toy-rows"}
+
+
+async def metric(http: httpx.AsyncClient, name: str, **labels: str) -> float:
+    text = (await http.get("/metrics")).text
+    samples = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == f"quantserve:{name}" and sample.labels == {**LABELS, **labels}
+    ]
+    return samples[0] if samples else 0.0
+
+
+async def test_metrics_count_what_was_done(http: httpx.AsyncClient) -> None:
+    response = (await http.post(CHAT, json=chat(n=2, max_tokens=5))).json()
+    assert await metric(http, "prompt_tokens_total") == response["usage"]["prompt_tokens"]
+    assert await metric(http, "generation_tokens_total") == 10
+    assert await metric(http, "request_success_total", finished_reason="length") == 2
+    assert await metric(http, "time_to_first_token_seconds_count") == 2
+    assert await metric(http, "inter_token_latency_seconds_count") >= 2
+    assert await metric(http, "e2e_request_latency_seconds_count") == 2
+    for name in ("num_requests_running", "num_requests_waiting"):
+        assert await metric(http, name) == 0
+    assert (await http.get("/metrics")).headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+async def test_a_preloaded_model_makes_the_server_ready(tmp_path: Path) -> None:
+    model = toy(write_gguf(tmp_path / "toy.gguf"), preload=True, context=256)
+    async with application(tmp_path, model) as app, client(app) as http:
+        first = await http.get("/ready")
+        assert first.status_code == 503
+        assert first.json()["models"] == [{"id": "toy", "state": first.json()["models"][0]["state"]}]
+        assert first.json()["error"]["code"] == "model_loading"
+        async with asyncio.timeout(20):
+            while (answer := await http.get("/ready")).status_code != 200:
+                await asyncio.sleep(0.05)
+        assert answer.json() == {"status": "ready"}
+        assert (await http.get("/health")).json() == {"status": "ok"}
+
+
+async def test_without_preloading_the_server_is_ready_at_once(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/ready")).status_code == 200
+    assert set((await http.get("/version")).json()) == {"version"}
+
+
+async def test_a_model_is_listed_and_found_by_each_of_its_names(tmp_path: Path) -> None:
+    model = toy(write_gguf(tmp_path / "toy.gguf"), aliases=("other",))
+    async with application(tmp_path, model) as app, client(app) as http:
+        [card] = (await http.get("/v1/models")).json()["data"]
+        assert (card["id"], card["object"], card["owned_by"]) == ("toy", "model", "quantserve")
+        assert (card["state"], card["variant"], card["aliases"]) == ("unloaded", "toy:q4_0", ["other"])
+        for name in ("toy", "other", "toy:q4_0"):
+            assert (await http.get(f"/v1/models/{name}")).json()["id"] == name
+        answer = await http.post(CHAT, json=chat(model="other"))
+        assert answer.json()["model"] == "other"
+        assert answer.headers["x-variant"] == "toy:q4_0"
+        loaded = (await http.get("/v1/models/toy")).json()
+        assert (loaded["state"], loaded["backend"], loaded["label"]) == ("ready", "toy-rows", "unmeasured")
+        assert loaded["template"] == "default-plain"
+
+
+@pytest.mark.parametrize("field", ["content", "prompt"])
+@pytest.mark.parametrize("special", ["add_special", "add_special_tokens"])
+async def test_tokens_and_back(http: httpx.AsyncClient, field: str, special: str) -> None:
+    body = {"model": "toy", field: "Hello", special: False}
+    tokens = (await http.post("/tokenize", json=body)).json()
+    assert tokens == {"tokens": [40, 69, 76, 76, 79], "count": 5}
+    back = await http.post("/detokenize", json={"model": "toy", "tokens": tokens["tokens"]})
+    assert back.json() == {"content": "Hello"}
+    assert back.headers["x-variant"] == "toy:q4_0"
+
+
+async def test_tokens_that_do_not_exist_are_refused(http: httpx.AsyncClient) -> None:
+    response = await http.post("/detokenize", json={"model": "toy", "tokens": [5, 97]})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tokens"
+
+
+async def test_the_interface_is_described(http: httpx.AsyncClient) -> None:
+    paths = (await http.get("/openapi.json")).json()["paths"]
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/quantize", "/tokenize"} <= set(paths)
