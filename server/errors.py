@@ -130,7 +130,15 @@ class OpenError(ServerError):
 
 CROSSING = {
     cls.code: cls
-    for cls in (RequestError, UnsupportedParameter, ContextTooLong, Overloaded, EngineFailed, EngineDied, OpenError)
+    for cls in (
+        RequestError,
+        UnsupportedParameter,
+        ContextTooLong,
+        Overloaded,
+        EngineFailed,
+        EngineDied,
+        OpenError,
+    )
 }
 
 
