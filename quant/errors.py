@@ -14,7 +14,7 @@ class BadRecipe(QuantError):
 
 
 class BadSource(QuantError):
-    """The checkpoint is missing, truncated, malformed or of a kind that is never opened (pickles, auto_map)."""
+    """The checkpoint is missing, truncated, malformed or of a kind never opened (pickles, auto_map)."""
 
     code = "bad_source"
 
