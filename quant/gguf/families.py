@@ -79,7 +79,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
         "MistralForCausalLM": Family(
             graphs=(LLAMA, WINDOWED),
-            defaults={**COMMON, "max_position_embeddings": 131072, "num_key_value_heads": 8},
+            defaults={
+                **COMMON,
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 8,
+                "sliding_window": 4096,
+            },
         ),
         "Qwen2ForCausalLM": Family(
             graphs=(QWEN2, LLAMA, WINDOWED),

@@ -10,12 +10,15 @@ LARGEST = 2**31 - 1  # llama.cpp keeps sizes in 32 bits
 
 
 class Fields:
-    """Values with the defaults of the model's class below them. Wrong types raise BadSource with the key."""
+    """Values with the defaults of the model's class below them; null is a value, and means "none".
+
+    Wrong types raise BadSource with the key.
+    """
 
     def __init__(
         self, values: Mapping[str, Any], defaults: Mapping[str, Any], where: str = "config.json"
     ) -> None:
-        self._values = {**defaults, **{key: value for key, value in values.items() if value is not None}}
+        self._values = {**defaults, **values}
         self._where = where
 
     def has(self, key: str) -> bool:
@@ -34,7 +37,9 @@ class Fields:
         raise BadSource(f"{self._where}: {key} must be a number above 0, not {value!r:.80}")
 
     def flag(self, key: str) -> bool:
-        value = self._values.get(key, False)
+        value = self._values.get(key)
+        if value is None:
+            return False
         if not isinstance(value, bool):
             raise BadSource(f"{self._where}: {key} must be true or false, not {value!r:.80}")
         return value

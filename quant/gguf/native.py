@@ -12,7 +12,7 @@ from types import ModuleType
 
 from quant.gguf.library import load_backends
 
-ERROR = 3  # ggml_log_level
+ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
 @cache

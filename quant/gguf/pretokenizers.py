@@ -5,7 +5,7 @@ tokenizer.ggml.pre. Nothing is guessed from the model's name: a tuple outside th
 Source of the names: llama-vocab.cpp (llm_tokenizer_bpe, llama_vocab::impl::load).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,9 +120,9 @@ def _one_spelling(regex: str) -> str:
     return regex.replace("\r", r"\r").replace("\n", r"\n")
 
 
-def name_of(steps: Steps, *, ignore_merges: bool, merges_complete: bool) -> str:
-    """llama.cpp's name. `merges_complete`: each token is what merging makes of its own text, so that it does
-    not matter whether merges are ignored for whole words. Raises BadSource.
+def name_of(steps: Steps, *, ignore_merges: bool, merges_complete: Callable[[], bool]) -> str:
+    """llama.cpp's name. `merges_complete` says whether each token is what merging makes of its own text, so
+    that it does not matter whether merges are ignored for whole words. Raises BadSource.
     """
     names = TABLE.get(steps)
     if names is None:
@@ -132,7 +132,7 @@ def name_of(steps: Steps, *, ignore_merges: bool, merges_complete: bool) -> str:
     exact, other = names.merging, names.ignoring_merges
     if ignore_merges:
         exact, other = other, exact
-    if name := exact or (merges_complete and other):
+    if name := exact or (merges_complete() and other):
         return name
     raise BadSource(
         f"tokenizer.json: llama.cpp has this pre-tokenizer only with ignore_merges {not ignore_merges}"

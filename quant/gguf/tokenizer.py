@@ -65,7 +65,9 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
     _refuse_normalizer(data)
     steps = steps_of(data.get("pre_tokenizer"))
     pre = name_of(
-        steps, ignore_merges=bool(model.get("ignore_merges")), merges_complete=_complete(model, merges)
+        steps,
+        ignore_merges=bool(model.get("ignore_merges")),
+        merges_complete=lambda: _complete(model, merges),
     )
     return Vocabulary(
         model="gpt2",

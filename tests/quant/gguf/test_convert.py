@@ -206,6 +206,24 @@ def test_a_wide_window_limits_the_context_instead(tmp_path: Path) -> None:
     assert (shape.graph.arch, shape.context, shape.window) == ("llama", 5000, None)
 
 
+def test_null_means_none_and_absent_means_the_default(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "sliding_window": None,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 4,
+    }
+    folder = checkpoint(tmp_path / "source", transformers.MistralForCausalLM, **config)
+    path = folder / "config.json"
+    nulls = {**json.loads(path.read_text()), "sliding_window": None, "num_key_value_heads": None}
+    path.write_text(json.dumps(nulls))
+    shape = prepare(source_of(folder)).shape
+    assert (shape.context, shape.kv_heads) == (32768, 4)
+
+    del nulls["sliding_window"]
+    path.write_text(json.dumps(nulls))
+    assert prepare(source_of(folder)).shape.context == 4096
+
+
 ANY_FLOAT = st.floats(width=32, allow_nan=False, allow_infinity=False)
 TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 

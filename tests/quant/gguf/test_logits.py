@@ -140,7 +140,15 @@ def test_the_old_spelling_of_rope_scaling_gives_the_same_file(
 
 def test_a_config_of_defaults_alone_means_what_the_class_means(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "source", transformers.LlamaForCausalLM, num_key_value_heads=4)
-    gone = ("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters", "max_position_embeddings")
+    gone = (
+        "attention_bias",
+        "mlp_bias",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "rope_parameters",
+        "max_position_embeddings",
+    )
     rewrite(folder / "config.json", **dict.fromkeys((*gone, "tie_word_embeddings", "hidden_act")))
 
     assert (
