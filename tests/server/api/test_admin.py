@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from server.catalog import Model
-from tests.server.api.support import application, chat, client, error_of
+from tests.server.api.support import application, chat, client, error_of, events
 from tests.server.pool.support import files
 
 
@@ -75,3 +75,36 @@ async def test_only_known_models_and_recipes_are_taken(
     error = error_of(response)
     assert error["param"] == param
     assert "passwd" not in error["message"]
+
+
+async def test_a_first_stream_is_kept_alive_while_its_variant_is_built(
+    tmp_path: Path, tiny_chat: Path
+) -> None:
+    model = folder_model(tiny_chat)
+    async with application(tmp_path, model, ping_s=0.05) as app, client(app) as http:
+        response = await http.post("/v1/chat/completions", json=chat(model="tiny", stream=True))
+    assert response.status_code == 200
+    assert response.headers["x-variant"] == "tiny:q8_0"
+    assert response.text.startswith(": ping\n\n: ping\n\n")
+    chunks = events(response.text)
+    assert chunks[0]["system_fingerprint"].startswith("tiny:q8_0@")
+    assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+async def test_a_plain_request_waits_so_long_and_is_then_told_which_job_to_watch(
+    tmp_path: Path, tiny_chat: Path
+) -> None:
+    model = folder_model(tiny_chat)
+    async with application(tmp_path, model, build_wait_s=0.3) as app, client(app) as http:
+        response = await http.post("/v1/chat/completions", json=chat(model="tiny"))
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) > 0
+        error = error_of(response)
+        [job] = (await http.get("/quantize")).json()["data"]
+        assert error["code"] == "model_loading"
+        assert job["id"] in error["message"]
+        assert (await finished(http, job["id"]))["state"] == "done"
+        async with asyncio.timeout(60):
+            while (response := await http.post("/v1/chat/completions", json=chat(model="tiny"))).is_error:
+                assert error_of(response)["code"] == "model_loading"
+        assert response.json()["choices"][0]["message"]["content"]
