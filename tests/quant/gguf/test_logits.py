@@ -20,7 +20,7 @@ from tests.quant.gguf.support import (
     worst,
 )
 
-CLOSE = 2e-3  # of the largest logit
+CLOSE = 1e-4  # of the largest logit; without flash attention, whose sums are F16 on a CPU
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 400, 48)]
 LLAMA3 = {
     "rope_type": "llama3",
