@@ -27,6 +27,13 @@ class LlamaContext:
         affordable = OUTPUT_BYTES // (4 * model.vocab_size)
         self.outputs = max(limits.slots, min(limits.step_tokens, affordable))
         params = self._params(limits)
+        # flash attention rounds to 16 bits inside, and F32 KV is asked for by those who want none of that
+        flash = kv_type != "f32"
+        params.flash_attn_type = (
+            self._library.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if flash
+            else self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = getattr(self._library, f"GGML_TYPE_{kv_type.upper()}")
         NATIVE_LOG.forget()
@@ -44,7 +51,6 @@ class LlamaContext:
         params.n_batch = params.n_ubatch = limits.step_tokens
         params.n_seq_max = limits.slots
         params.n_outputs_max = self.outputs
-        params.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.kv_unified = (
             True  # all sequences share one memory, so prefixes can be shared and any one can grow
         )

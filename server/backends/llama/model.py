@@ -54,7 +54,8 @@ class LlamaModel:
         template = lib.llama_model_chat_template(self.handle, None)
         pieces = [self._piece(t) for t in tokens]
         for token in control:
-            pieces[token] = b""
+            pieces[token] = lib.llama_vocab_get_text(vocab, token)
+        letter = self.tokenize("x", add_special=False, parse_special=False)
         return ModelText(
             pieces=tuple(pieces),
             control=control,
@@ -63,6 +64,7 @@ class LlamaModel:
             eos=_token_or_none(lib.llama_vocab_eos(vocab)),
             end_ids=tuple(t for t in tokens if lib.llama_vocab_is_eog(vocab, t)),
             add_bos=bool(lib.llama_vocab_get_add_bos(vocab)),
+            space_first=bool(letter) and pieces[letter[0]].startswith(b" "),
         )
 
     def _piece(self, token: int) -> bytes:

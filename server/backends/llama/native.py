@@ -17,7 +17,7 @@ WARNING, ERROR, CONTINUED = 3, 4, 5  # of ggml_log_level
 LONGEST_LINE = 500
 EXPECTED = "n_ctx_seq ("  # one memory for all sequences is larger than what one of them may grow to
 WHERE = re.compile(r"^\w+: ")  # llama.cpp starts its lines with the name of the C++ function
-PATH = re.compile(r"'?(?<![\w.])/[^\s':]*/([^\s':]*)'?")
+FOLDERS = re.compile(r"(?<![\w.])/.*/")
 
 
 class NativeLog:
@@ -57,7 +57,7 @@ class NativeLog:
 def tidy(line: str) -> str:
     """The line without function name and folders, cut to a length that a log or a client can take."""
     line = WHERE.sub("", line.strip())
-    return PATH.sub(r"\1", line)[:LONGEST_LINE]
+    return FOLDERS.sub("", line)[:LONGEST_LINE]
 
 
 NATIVE_LOG = NativeLog()

@@ -105,19 +105,23 @@ def pick(weights: Logits, point: float) -> int:
     running = np.cumsum(table.sum(axis=0), dtype=np.float64)
     striped = float(running[-1])
     target = point * (striped + (float(rest.sum()) if len(rest) else 0.0))
-    if target >= striped and len(rest):
+    if target >= striped and rest.any():
         return whole + _pick(rest, target - striped)
-    column = min(int(np.searchsorted(running, target, side="right")), width - 1)
+    column = _passing(running, target)
     before = float(running[column - 1]) if column else 0.0
     return _pick(table[:, column], target - before) * width + column
 
 
 def _pick(weights: Logits, target: float) -> int:
-    running = np.cumsum(weights, dtype=np.float64)
+    return _passing(np.cumsum(weights, dtype=np.float64), target)
+
+
+def _passing(running: NDArray[np.float64], target: float) -> int:
+    """Where the running sum passes the target; where it last grew, if rounding put that past its end."""
     index = int(np.searchsorted(running, target, side="right"))
-    if index < len(weights):
+    if index < len(running):
         return index
-    return int(np.flatnonzero(weights)[-1])  # rounding put the target past the end
+    return int(np.searchsorted(running, running[-1], side="left"))
 
 
 def total(weights: Logits) -> float:

@@ -1,0 +1,62 @@
+"""The CPU quota in the files of both kinds of control groups."""
+
+from pathlib import Path
+
+import pytest
+
+from server.backends.llama import threads
+from server.backends.llama.threads import allowed_threads, cpu_quota
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/", {"cpu.max": "max 100000\n"}, None),
+        ("0::/", {}, None),
+        (
+            "0::/a/b",
+            {"cpu.max": "max 100000", "a/cpu.max": "50000 100000", "a/b/cpu.max": "400000 100000"},
+            0.5,
+        ),
+        ("0::/not/mounted/here", {"cpu.max": "300000 100000"}, 3.0),
+        (
+            "4:memory:/x\n1:cpuacct,cpu:/x\n0::/",
+            {"cpu/x/cpu.cfs_quota_us": "200000\n", "cpu/x/cpu.cfs_period_us": "100000\n"},
+            2.0,
+        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+    ],
+)
+def test_the_tightest_quota_counts(
+    tmp_path: Path, membership: str, files: dict[str, str], expected: float | None
+) -> None:
+    own = write(tmp_path, {"own": membership}) / "own"
+    assert cpu_quota(own, write(tmp_path / "cgroup", files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus", "expected"), [("50000", 8, 1), ("250000", 8, 2), ("900000", 4, 4), ("max", 4, 4)]
+)
+def test_threads_fit_quota_and_affinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cpus: int, expected: int
+) -> None:
+    write(tmp_path, {"own": "0::/", "cgroup/cpu.max": f"{quota} 100000"})
+    monkeypatch.setattr(threads, "MEMBERSHIP", tmp_path / "own")
+    monkeypatch.setattr(threads, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cpus)))
+    assert allowed_threads() == expected
+
+
+def test_without_control_groups_the_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "MEMBERSHIP", tmp_path / "nothing")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5})
+    assert allowed_threads() == 2
