@@ -7,7 +7,9 @@ vectorises: allocating, partitioning or summing a whole vocabulary costs several
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ Ids = NDArray[np.int64]
 
 COLDEST = 1e-6  # a smaller temperature would overflow float32; the choice is the greedy one long before
 STRIPES = 64
+FEW = 256
 WIDE = 1024  # from so many stripes on, a vocabulary of 64 k, looking at a few of them beats looking at all
 MASK = (1 << 64) - 1
 
@@ -147,12 +150,8 @@ def nucleus(weights: Logits, share: float) -> Ids:
         if float(weights[candidates].sum(dtype=np.float64)) > needed:
             break
     found = _descending(weights, candidates)
-    return found[: holding(weights[found], needed)]
-
-
-def holding(falling: Logits, needed: float) -> int:
-    """How many of the weights, largest first, it takes to hold `needed`; at least one."""
-    return int(np.searchsorted(np.cumsum(falling, dtype=np.float64), needed, side="left")) + 1
+    running = np.cumsum(weights[found], dtype=np.float64)
+    return found[: int(np.searchsorted(running, needed, side="left")) + 1]
 
 
 def _descending(weights: Logits, ids: Ids) -> Ids:
@@ -233,28 +232,42 @@ class Sampler:
     def _sample(self, logits: Logits, point: float) -> int:
         params, largest = self.params, logits.max()
         _check(largest)
-        if 0 < params.top_k < len(logits):
-            ids: Ids | None = top_ids(logits, params.top_k)
-            weights = self._weights(logits[ids], largest, np.empty(params.top_k, np.float32))
-            if params.top_p < 1.0:
-                size = holding(weights, params.top_p * float(weights.sum(dtype=np.float64)))
-                weights = weights[:size]
-        else:
-            weights = self._weights(logits, largest, self._scratch)
-            ids = nucleus(weights, params.top_p) if params.top_p < 1.0 else None
-            weights = weights if ids is None else weights[ids]
+        if 0 < params.top_k <= FEW:
+            few = top_ids(logits, params.top_k)
+            return int(few[pick_of_few(logits[few].tolist(), params, point)])
+        ids = top_ids(logits, params.top_k) if 0 < params.top_k < len(logits) else None
+        weights = self._weights(logits, largest)  # may write over the logits, if they were adjusted
+        weights = weights if ids is None else weights[ids]
+        if params.top_p < 1.0:
+            kept = nucleus(weights, params.top_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
         if params.min_p > 0.0:
-            likely = np.flatnonzero(weights >= params.min_p)
-            ids, weights = likely if ids is None else ids[likely], weights[likely]
+            kept = np.flatnonzero(weights >= params.min_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
         choice = pick(weights, point)
         return choice if ids is None else int(ids[choice])
 
-    def _weights(self, logits: Logits, largest: np.float32, out: Logits) -> Logits:
+    def _weights(self, logits: Logits, largest: np.float32) -> Logits:
         """Probabilities relative to the largest one, which is 1."""
+        out = self._scratch
         np.subtract(logits, largest, out=out)
         if self.params.temperature != 1.0:
             np.multiply(out, np.float32(1.0 / max(self.params.temperature, COLDEST)), out=out)
         return np.exp(out, out=out)
+
+
+def pick_of_few(falling: list[float], params: SamplingParams, point: float) -> int:
+    """Which of a few logits, largest first, `point` picks after temperature, top-p and min-p.
+
+    In plain Python: for some tens of values that takes a third of the time of ten numpy calls.
+    """
+    scale, largest = 1.0 / max(params.temperature, COLDEST), falling[0]
+    weights = [math.exp((value - largest) * scale) for value in falling]
+    running = list(accumulate(weights))
+    size = len(weights) if params.top_p >= 1.0 else bisect_left(running, params.top_p * running[-1]) + 1
+    if params.min_p > 0.0:
+        size = min(size, sum(weight >= params.min_p for weight in weights))
+    return bisect_right(running, point * running[size - 1], 0, size - 1)
 
 
 def log_total(logits: Logits, scratch: Logits) -> float:

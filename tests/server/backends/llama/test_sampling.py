@@ -167,7 +167,7 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
     return SamplingParams(
         max_tokens=9,
         temperature=draw(st.sampled_from([0.3, 0.7, 1.0, 1.7])),
-        top_k=draw(st.sampled_from([0, 0, 1, 3, 40])),
+        top_k=draw(st.sampled_from([0, 0, 1, 3, 40, 300])),
         top_p=draw(st.sampled_from([1.0, 0.95, 0.5])),
         min_p=draw(st.sampled_from([0.0, 0.0, 0.05, 0.5])),
         presence_penalty=presence,
