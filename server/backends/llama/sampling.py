@@ -48,13 +48,13 @@ def _mix(value: int) -> int:
 
 def greedy(rows: Logits) -> list[int]:
     """The most likely token of each row; the lowest id wins a tie. Raises BadLogits."""
-    best = rows.argmax(axis=1)
-    _check(rows[np.arange(len(rows)), best].min())  # argmax stops at a NaN, so the values it chose tell all
-    chosen: list[int] = best.tolist()
+    chosen: list[int] = rows.argmax(axis=1).tolist()
+    for place, token in enumerate(chosen):
+        _check(rows.item(place, token))  # argmax stops at a NaN, so the value it chose tells
     return chosen
 
 
-def _check(largest: np.float32) -> None:
+def _check(largest: float) -> None:
     if not math.isfinite(largest):
         raise BadLogits("the model's logits are not finite numbers")
 
@@ -231,7 +231,7 @@ class Sampler:
 
     def _sample(self, logits: Logits, point: float) -> int:
         params, largest = self.params, logits.max()
-        _check(largest)
+        _check(float(largest))
         if 0 < params.top_k <= FEW:
             few = top_ids(logits, params.top_k)
             return int(few[pick_of_few(logits[few].tolist(), params, point)])
@@ -273,7 +273,7 @@ def pick_of_few(falling: list[float], params: SamplingParams, point: float) -> i
 def log_total(logits: Logits, scratch: Logits) -> float:
     """Logarithm of the sum of exponentials: subtracted from logits, log-probabilities. Raises BadLogits."""
     largest = logits.max()
-    _check(largest)
+    _check(float(largest))
     np.subtract(logits, largest, out=scratch)
     np.exp(scratch, out=scratch)
     return float(largest) + math.log(total(scratch))
