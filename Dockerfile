@@ -46,7 +46,8 @@ COPY models models
 ENV PATH=/opt/quantserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     QUANTSERVE_HOST=0.0.0.0 \
-    QUANTSERVE_CACHE=/cache
+    QUANTSERVE_CACHE=/cache \
+    HF_HOME=/cache/huggingface
 USER 10001
 VOLUME /cache
 EXPOSE 8000
@@ -87,7 +88,8 @@ COPY models models
 ENV PATH=/opt/quantserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     QUANTSERVE_HOST=0.0.0.0 \
-    QUANTSERVE_CACHE=/cache
+    QUANTSERVE_CACHE=/cache \
+    HF_HOME=/cache/huggingface
 USER 10001
 VOLUME /cache
 EXPOSE 8000

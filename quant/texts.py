@@ -1,6 +1,5 @@
 """The small files beside the weights: what the server needs to know of a model's text."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,12 @@ ENDS_OF_TURN = frozenset(
         "<|return|>",
     }
 )
-_FRACTIONS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_RANGES = {  # what is outside is no recommendation but a mistake
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.1, 10.0),
+}
 
 
 class TextFacts(Struct, frozen=True, kw_only=True):
@@ -96,10 +100,10 @@ def _ends_of_turn(tokens: Sequence[str], kinds: Sequence[int]) -> Iterable[int]:
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, float | int]:
     found: dict[str, float | int] = {}
-    for name in _FRACTIONS:
+    for name, (low, high) in _RANGES.items():
         value = generation.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
             found[name] = float(value)
-    if type(top_k := generation.get("top_k")) is int:
+    if type(top_k := generation.get("top_k")) is int and top_k >= 0:
         found["top_k"] = top_k
     return found

@@ -39,7 +39,7 @@ async def _plan(body: ChatRequest, id: str, salt: str, lease: Lease) -> Plan:
     return Plan(
         id=id,
         prompts=(Prompt(tokens=tuple(prompt)),),
-        params=sampling_params(body, max_tokens=body.answer_limit, logprobs=body.scored),
+        params=sampling_params(body, text.sampling, max_tokens=body.answer_limit, logprobs=body.scored),
         candidates=body.n,
         stops=(*body.stop, *text.default_stops),
         priority=body.priority,

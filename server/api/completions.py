@@ -45,12 +45,14 @@ async def completions(
 
 
 async def _plan(body: CompletionRequest, id: str, salt: str, lease: Lease) -> Plan:
-    prompts = await asyncio.gather(*(_prompt(prompt, body.echo, lease.text) for prompt in body.prompt))
+    text = lease.text
+    prompts = await asyncio.gather(*(_prompt(prompt, body.echo, text) for prompt in body.prompt))
     return Plan(
         id=id,
         prompts=tuple(prompts),
         params=sampling_params(
             body,
+            text.sampling,
             max_tokens=body.max_tokens,
             logprobs=0 if body.logprobs is None and body.candidates > body.n else body.logprobs,
             prompt_logprobs=body.logprobs if body.echo else None,

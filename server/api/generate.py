@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from msgspec.structs import replace as replace_struct
 
@@ -19,10 +20,12 @@ from server.api.schema.answers import PromptDetails, Usage
 from server.api.schema.sampling import Sampling
 from server.errors import ContextTooLong, Overloaded, RequestError
 from server.pool.states import Lease, Served
+from server.text.model import Sampling as Recommended
 from server.text.model import TextModel
 from server.text.vocabulary import Vocabulary
 from server.types import FinishReason, Generate, SamplingParams, Tokens
 
+Number = TypeVar("Number", int, float)
 SEED_BITS = 63
 QUEUE_RETRY_S = 1
 
@@ -37,9 +40,7 @@ class Prompt:
 class Plan:
     id: str
     prompts: tuple[Prompt, ...]
-    params: (
-        SamplingParams  # max_tokens is cut to the room that each prompt leaves, the seed set for each answer
-    )
+    params: SamplingParams  # max_tokens is cut to the room of each prompt, the seed set for each answer
     candidates: int = 1  # answers to each prompt
     stops: tuple[str, ...] = ()
     priority: int = 0
@@ -97,23 +98,36 @@ class Whole:
 
 
 def sampling_params(
-    body: Sampling, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+    body: Sampling,
+    recommended: Recommended,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> SamplingParams:
+    """Without a temperature the model's authors choose; with one the request is taken literally."""
+    advice = recommended if body.temperature is None else Recommended()
     return SamplingParams(
         max_tokens=2**31 - 1 if max_tokens is None else min(max_tokens, 2**31 - 1),
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(0, body.top_k),
-        min_p=body.min_p,
+        temperature=_first(body.temperature, advice.temperature, 1.0),
+        top_p=_first(body.top_p, advice.top_p, 1.0),
+        top_k=max(0, _first(body.top_k, advice.top_k, 0)),
+        min_p=_first(body.min_p, advice.min_p, 0.0),
         seed=secrets.randbits(SEED_BITS) if body.seed is None else body.seed % 2**SEED_BITS,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
-        repetition_penalty=body.repetition_penalty,
+        repetition_penalty=_first(body.repetition_penalty, advice.repetition_penalty, 1.0),
         logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         stop_ids=tuple(body.stop_token_ids),
     )
+
+
+def _first(asked: Number | None, advised: Number | None, standard: Number) -> Number:
+    if asked is not None:
+        return asked
+    return standard if advised is None else advised
 
 
 async def ask(services: Services, name: str, plan: Planner, *, wait_s: float | None) -> AsyncGenerator[Part]:

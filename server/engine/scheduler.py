@@ -29,7 +29,7 @@ class Scheduler:
         self.running: dict[str, Sequence] = {}
         self.cached: dict[int, Resident] = {}  # by slot, least recently used first
         self._sequences: dict[str, Sequence] = {}
-        self._free_slots = list(range(limits.slots - 1, -1, -1))
+        self._free_slots = list(range(limits.slots))
         self._ops: list[SlotOp] = []  # for the next batch
         self._ended: list[int] = []  # keys that the executor may forget
         self._arrivals = 0
@@ -189,16 +189,22 @@ class Scheduler:
         self.running[sequence.request.id] = sequence
 
     def _choose_slot(self, match: Resident | None, shared: int) -> int:
-        """The matching slot itself where nothing worth keeping is lost, else a free or the stalest one."""
+        """The matching slot itself where nothing worth keeping is lost, else a free or a stale one."""
         if match is not None and match.slot in self.cached:
             rest = match.held - shared
             if rest < self.limits.page or not (self._free_slots or len(self.cached) > 1):
                 return match.slot
-        if self._free_slots:
-            return self._free_slots.pop()
-        stalest = next(slot for slot in self.cached if match is None or slot != match.slot)
-        self._evict(stalest)
-        return self._free_slots.pop()
+        if not self._free_slots:
+            others = [slot for slot in self.cached if match is None or slot != match.slot]
+            self._evict(self._nearest(others[: (len(others) + 1) // 2]))
+        slot = self._nearest(self._free_slots)
+        self._free_slots.remove(slot)
+        return slot
+
+    def _nearest(self, slots: list[int]) -> int:
+        """The one next to running sequences, which some executors compute together; else the first."""
+        running = [sequence.slot for sequence in self.running.values() if sequence.slot is not None]
+        return min(slots, key=lambda slot: min((abs(slot - other) for other in running), default=0))
 
     # -- memory -----------------------------------------------------------------------------------
 

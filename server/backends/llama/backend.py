@@ -71,8 +71,7 @@ def _locate(variant: Path) -> tuple[Path, bool]:
 def limits_for(spec: Open, options: Options, model_context: int) -> Limits:
     """What the engine will hold. Raises OpenError for a combination that cannot work."""
     context = spec.context or model_context
-    kv_tokens = spec.kv_tokens or context * spec.parallel
-    slots = options.slots or min(MOST_SLOTS, spec.parallel + max(4, spec.parallel // 2))
+    slots, kv_tokens = _memory(spec, options, context)
     step_tokens = min(max(options.step_tokens, spec.parallel + 1), cells(kv_tokens))
     if slots > MOST_SLOTS:
         raise OpenError(f"{slots} slots; llama.cpp holds at most {MOST_SLOTS} sequences")
@@ -82,6 +81,18 @@ def limits_for(spec: Open, options: Options, model_context: int) -> Limits:
         )
     except ValueError as error:
         raise OpenError(str(error)) from None
+
+
+def _memory(spec: Open, options: Options, context: int) -> tuple[int, int]:
+    """Slots and KV tokens: by default a context for each running sequence, finished ones staying in theirs.
+
+    Memory that is given in tokens is shared by all slots, so more of them cost nothing.
+    """
+    if spec.kv_tokens is None:
+        slots = options.slots or spec.parallel
+        return slots, slots * context
+    spare = max(4, spec.parallel // 2)
+    return options.slots or min(MOST_SLOTS, spec.parallel + spare), spec.kv_tokens
 
 
 LLAMA = LlamaBackend()

@@ -47,13 +47,14 @@ class LlamaContext:
 
     def _params(self, limits: Limits) -> Any:
         params = self._library.llama_context_default_params()
-        params.n_ctx = cells(limits.kv_tokens)
+        # Where every slot may hold a whole context, each gets a memory of its own: attention then never walks
+        # over other sequences' tokens. Scarcer memory is shared by all slots.
+        self._separate = limits.kv_tokens >= limits.slots * limits.context
+        params.kv_unified = not self._separate
+        params.n_ctx = limits.slots * cells(limits.context) if self._separate else cells(limits.kv_tokens)
         params.n_batch = params.n_ubatch = limits.step_tokens
         params.n_seq_max = limits.slots
         params.n_outputs_max = self.outputs
-        params.kv_unified = (
-            True  # all sequences share one memory, so prefixes can be shared and any one can grow
-        )
         params.no_perf = True
         return params
 
@@ -70,7 +71,15 @@ class LlamaContext:
             case Trim(slot, keep):
                 self.cut(slot, keep)
             case CopyPrefix(source, target, count):
-                self._library.llama_memory_seq_cp(self._memory, source, target, 0, count)
+                self._copy(source, target, count)
+
+    def _copy(self, source: int, target: int, count: int) -> None:
+        if not self._separate:
+            self._library.llama_memory_seq_cp(self._memory, source, target, 0, count)
+            return
+        # between memories llama.cpp copies whole ones only, at the start of the next pass
+        self._library.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.cut(target, count)
 
     def cut(self, slot: int, keep: int) -> None:
         """Forget the slot's positions from `keep` on. Positions of other slots that share them stay."""

@@ -194,13 +194,17 @@ class LlamaExecutor:
 
 
 def _passes(rows: tuple[Row, ...], outputs: int) -> Iterator[list[Span]]:
-    """The rows as forward passes of at most so many outputs each: one, unless long prompts are scored."""
+    """The rows as forward passes of at most so many outputs each: one, unless long prompts are scored.
+
+    In order of slots: llama.cpp computes neighbouring sequences together where each has its own memory.
+    """
+    ordered = sorted(enumerate(rows), key=lambda pair: pair[1].slot)
     if rows and not any(row.wants_prompt_logprobs for row in rows):
-        yield [Span(i, row, 0, len(row.tokens), 0, row.samples) for i, row in enumerate(rows)]
+        yield [Span(i, row, 0, len(row.tokens), 0, row.samples) for i, row in ordered]
         return
     spans: list[Span] = []
     room = outputs
-    for index, row in enumerate(rows):
+    for index, row in ordered:
         low, size = 0, len(row.tokens)
         scored = (
             min(size, max(0, row.sequence.prompt_tokens - 1 - row.start)) if row.wants_prompt_logprobs else 0

@@ -24,6 +24,21 @@ def f32(gguf_f32: Path) -> Iterator[LlamaOpened]:
 
 
 @pytest.fixture(scope="session")
+def f32_shared(gguf_f32: Path) -> Iterator[LlamaOpened]:
+    """As `f32`, with less memory than a context for every slot: all slots share it."""
+    opened = open_model(gguf_f32 / "model.gguf", kv_tokens=2048, options={"kv_type": "f32"})
+    yield opened
+    opened.executor.close()
+
+
+@pytest.fixture(params=["f32", "f32_shared"])
+def either(request: pytest.FixtureRequest) -> LlamaOpened:
+    """Both layouts of KV memory, one after the other."""
+    opened: LlamaOpened = request.getfixturevalue(request.param)
+    return opened
+
+
+@pytest.fixture(scope="session")
 def q4(gguf_q4: Path) -> Iterator[LlamaOpened]:
     opened = open_model(gguf_q4 / "model.gguf")
     yield opened

@@ -154,7 +154,7 @@ def spec(**changes: object) -> Open:
 
 def test_limits_follow_the_request_and_the_model() -> None:
     assert limits_for(spec(), Options(), 1024) == Limits(
-        running=4, slots=8, context=1024, kv_tokens=4096, step_tokens=512
+        running=4, slots=4, context=1024, kv_tokens=4096, step_tokens=256
     )
     chosen = limits_for(
         spec(context=300, parallel=16, kv_tokens=1000), Options(slots=16, step_tokens=64), 1024
@@ -165,7 +165,7 @@ def test_limits_follow_the_request_and_the_model() -> None:
 def test_a_step_is_never_larger_than_memory_nor_smaller_than_its_decoding_rows() -> None:
     assert limits_for(spec(context=100, parallel=1), Options(), 1024).step_tokens == 256
     assert limits_for(spec(parallel=100), Options(step_tokens=50), 1024).step_tokens == 101
-    assert limits_for(spec(parallel=200), Options(), 1024).slots == 256
+    assert limits_for(spec(parallel=200, kv_tokens=9999), Options(), 1024).slots == 256
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def together_and_alone(opened: LlamaOpened) -> list[float]:
     return found
 
 
-def test_sixteen_at_once_are_as_one_at_a_time_in_f32(f32: LlamaOpened) -> None:
-    assert max(together_and_alone(f32)) < 1e-3
+def test_sixteen_at_once_are_as_one_at_a_time_in_f32(either: LlamaOpened) -> None:
+    assert max(together_and_alone(either)) < 1e-3
 
 
 def test_sixteen_at_once_are_as_one_at_a_time_in_q4(q4: LlamaOpened, q4_exact: LlamaOpened) -> None:
@@ -161,9 +161,9 @@ def close(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
     return float(np.abs(a - b).max()) < 1e-3
 
 
-def test_a_copied_prefix_is_as_good_as_a_computed_one(f32: LlamaOpened) -> None:
-    executor = f32.executor
-    first, second = (texts := encoded(f32))[0] * 3, texts[1]
+def test_a_copied_prefix_is_as_good_as_a_computed_one(either: LlamaOpened) -> None:
+    executor = either.executor
+    first, second = (texts := encoded(either))[0] * 3, texts[1]
     other = first[:32] + second
     expected, continued = fresh(executor, other), fresh(executor, first)
     step(executor, [Line(first[:-1]).row(0, 0)])
@@ -173,9 +173,9 @@ def test_a_copied_prefix_is_as_good_as_a_computed_one(f32: LlamaOpened) -> None:
     clear(executor)
 
 
-def test_what_happens_to_the_source_of_a_copy_does_not_touch_the_copy(f32: LlamaOpened) -> None:
-    executor = f32.executor
-    first, second = (texts := encoded(f32))[0] * 3, texts[1]
+def test_what_happens_to_the_source_of_a_copy_does_not_touch_the_copy(either: LlamaOpened) -> None:
+    executor = either.executor
+    first, second = (texts := encoded(either))[0] * 3, texts[1]
     other = first[:32] + second
     expected = fresh(executor, other)
     step(executor, [Line(first).row(0, 0)])
@@ -186,9 +186,9 @@ def test_what_happens_to_the_source_of_a_copy_does_not_touch_the_copy(f32: Llama
     clear(executor)
 
 
-def test_a_trimmed_slot_goes_on_as_if_it_had_never_held_more(f32: LlamaOpened) -> None:
-    executor = f32.executor
-    first, second = (texts := encoded(f32))[0] * 3, texts[1]
+def test_a_trimmed_slot_goes_on_as_if_it_had_never_held_more(either: LlamaOpened) -> None:
+    executor = either.executor
+    first, second = (texts := encoded(either))[0] * 3, texts[1]
     other = first[:16] + second
     expected = fresh(executor, other)
     step(executor, [Line(first).row(0, 0)])
@@ -197,9 +197,9 @@ def test_a_trimmed_slot_goes_on_as_if_it_had_never_held_more(f32: LlamaOpened) -
     clear(executor)
 
 
-def test_a_released_slot_remembers_nothing(f32: LlamaOpened) -> None:
-    executor = f32.executor
-    first, second = encoded(f32)[:2]
+def test_a_released_slot_remembers_nothing(either: LlamaOpened) -> None:
+    executor = either.executor
+    first, second = encoded(either)[:2]
     expected = fresh(executor, second)
     step(executor, [Line(first).row(slot, 0) for slot in range(4)])
     step(executor, (), [Release(2)])
@@ -207,8 +207,24 @@ def test_a_released_slot_remembers_nothing(f32: LlamaOpened) -> None:
     clear(executor)
 
 
-def test_a_batch_may_hold_slot_operations_only(f32: LlamaOpened) -> None:
-    assert step(f32.executor, (), [Release(0)]) == []
+def test_a_slot_that_was_copied_to_and_fro_holds_what_it_should(either: LlamaOpened) -> None:
+    """Copies of copies, with no step between, and sources that are released or used again at once."""
+    executor = either.executor
+    first, second = (texts := encoded(either))[0] * 3, texts[1]
+    other = first[:16] + second
+    expected = fresh(executor, other)
+    step(executor, [Line(first).row(0, 0), Line(second * 3).row(1, 0)])
+    step(
+        executor,
+        (),
+        [CopyPrefix(0, 2, 32), CopyPrefix(2, 3, 16), Release(0), Release(2), CopyPrefix(1, 0, 16)],
+    )
+    assert close(last_logits(executor, Line(other), 3, 16), expected)
+    clear(executor)
+
+
+def test_a_batch_may_hold_slot_operations_only(either: LlamaOpened) -> None:
+    assert step(either.executor, (), [Release(0)]) == []
 
 
 # -- sampling -----------------------------------------------------------------------------------------
