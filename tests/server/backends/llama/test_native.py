@@ -1,6 +1,9 @@
 """llama.cpp's log: lines put together, errors kept, paths and noise gone."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -60,3 +63,27 @@ def test_a_warning_that_means_nothing_here_is_dropped(caplog: pytest.LogCaptureF
 )
 def test_lines_are_tidied(line: str, expected: str) -> None:
     assert tidy(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "'1000'"), ({"GOMP_SPINCOUNT": "77"}, "'77'"), ({"OMP_WAIT_POLICY": "passive"}, "'0'")],
+)
+def test_threads_that_wait_for_each_other_spin_only_for_a_moment(
+    given: dict[str, str], expected: str
+) -> None:
+    """As OpenMP's library itself reports it when it is loaded."""
+    code = "from server.backends.llama.native import load_library; load_library()"
+    plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=plain | given | {"OMP_DISPLAY_ENV": "verbose"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("llama.cpp is built without GNU OpenMP here")
+    (line,) = (line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line)
+    assert line.split("=")[1].strip() == expected
