@@ -86,7 +86,7 @@ def _limit_spinning() -> None:
 
     Its threads wait for each other at every operation. By default they spin for milliseconds, so that one
     busy core makes steps ten times as long; threads that sleep at once wake up late. Milliseconds for one
-    token of tiny-chat on 2 cores, quiet and with another program on one of them: by default 15 and 25 (best of
+    token of tiny-chat on 2 cores, quiet and with a busy program on one of them: by default 15 and 25 (best of
     three rounds, some far above), asleep at once 4.3 and 5.5, so 2.4 and 7.7.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
