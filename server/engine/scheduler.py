@@ -7,10 +7,10 @@ behind. Finished sequences stay in their slots as cached prefixes until the room
 
 from bisect import insort
 
-from server.engine.ledger import PageLedger
 from server.engine.prefix import Resident, best_match
 from server.engine.sequence import Sequence
-from server.engine.step import PREVIOUS, Batch, CopyPrefix, Release, Row, RowResult, SlotOp, Trim
+from server.engine.slots import SlotPool
+from server.engine.step import PREVIOUS, Batch, Row, RowResult
 from server.errors import ContextTooLong, EngineFailed, RequestError
 from server.types import Event, Failed, FinishReason, Generate, Limits, Status, TokenLogprobs, Tokens
 
@@ -18,19 +18,16 @@ from server.types import Event, Failed, FinishReason, Generate, Limits, Status, 
 class Scheduler:
     """`plan` a batch, compute it, `commit` its results; up to two batches may be between the two calls.
 
-    Invariants: every accepted request gets exactly one final event; a slot is free, cached or held by one
-    running sequence; as long as one request is unfinished and nothing is in flight, `plan` has rows.
+    Invariants: every accepted request gets exactly one final event; as long as one request is unfinished and
+    nothing is in flight, `plan` has rows.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.ledger = PageLedger(-(-limits.kv_tokens // limits.page), limits.page)
+        self.slots = SlotPool(limits)
         self.waiting: list[Sequence] = []  # sorted by rank
         self.running: dict[str, Sequence] = {}
-        self.cached: dict[int, Resident] = {}  # by slot, least recently used first
         self._sequences: dict[str, Sequence] = {}
-        self._free_slots = list(range(limits.slots))
-        self._ops: list[SlotOp] = []  # for the next batch
         self._ended: list[int] = []  # keys that the executor may forget
         self._arrivals = 0
         self._preemptions = self._prompt_tokens = self._cached_tokens = self._generated = self._steps = 0
@@ -44,8 +41,8 @@ class Scheduler:
         return Status(
             running=len(self.running),
             waiting=len(self.waiting),
-            kv_used_tokens=self.ledger.used_tokens,
-            kv_total_tokens=self.ledger.total * self.ledger.page,
+            kv_used_tokens=self.slots.ledger.used_tokens,
+            kv_total_tokens=self.slots.ledger.total * self.limits.page,
             preemptions=self._preemptions,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
@@ -91,9 +88,8 @@ class Scheduler:
             if take > 0 and self._may_run(sequence) and self._make_room(sequence, take, rows):
                 rows.append(self._row(sequence, take))
                 budget -= take
-        ops, self._ops = tuple(self._ops), []
         self._steps += bool(rows)
-        return Batch(ops, tuple(rows))
+        return Batch(self.slots.take_ops(), tuple(rows))
 
     def _may_run(self, sequence: Sequence) -> bool:
         if sequence.slot is None:  # preempted while this step was planned
@@ -129,21 +125,16 @@ class Scheduler:
             match, shared = self._match(sequence)
             if self._sibling_brings_more(sequence, shared):
                 continue
-            if not self._fits(sequence, shared):
+            if self.running and not self.slots.fits(len(sequence.tokens) + 1, shared):
                 return  # nobody overtakes: else a long prompt could wait for ever
             self._place(sequence, match, shared)
 
     def _match(self, sequence: Sequence) -> tuple[Resident | None, int]:
-        """The best prefix at hand, in whole pages. Scoring a prompt needs all its logits: no prefix then."""
+        """The best prefix at hand. Scoring a prompt needs all its logits: no prefix then."""
         if sequence.scores_prompt:
             return None, 0
-        active = (
-            Resident(s.slot, s.tokens, s.known, s.family) for s in self.running.values() if s.slot is not None
-        )
-        residents = [*self.cached.values(), *active]
-        match, length = best_match(sequence.tokens, sequence.family, residents)
-        length -= length % self.limits.page
-        return (match, length) if length else (None, 0)
+        active = [s.resident for s in self.running.values()]
+        return self.slots.match(sequence.tokens, sequence.family, active)
 
     def _sibling_brings_more(self, sequence: Sequence, shared: int) -> bool:
         """A running sequence is about to compute more of the same prefix: cheaper to wait for it."""
@@ -157,54 +148,14 @@ class Scheduler:
         _, length = best_match(sequence.tokens, sequence.family, promised)
         return length - length % self.limits.page > shared + self.limits.page
 
-    def _fits(self, sequence: Sequence, shared: int) -> bool:
-        """Its tokens so far and one more have room, if need be in place of cached prefixes.
-
-        A prefix to start from is counted as gone with them, which errs on the safe side.
-        """
-        if not self.running:
-            return True
-        page = self.limits.page
-        wanted = -(-(len(sequence.tokens) + 1) // page)
-        if self.ledger.free + shared // page >= wanted:
-            return True
-        return self.ledger.free + self.ledger.reclaimable(self.cached) >= wanted
-
     def _place(self, sequence: Sequence, match: Resident | None, shared: int) -> None:
-        slot = self._choose_slot(match, shared)
-        if match is not None and slot == match.slot:
-            del self.cached[slot]
-            self.ledger.trim(slot, shared)
-            self._ops.append(Trim(slot, shared))
-        elif match is not None:
-            if match.slot in self.cached:
-                self.cached[match.slot] = self.cached.pop(match.slot)  # recently used
-            self.ledger.share(match.slot, slot, shared)
-            self._ops.append(CopyPrefix(match.slot, slot, shared))
-        sequence.slot, sequence.computed = slot, shared
+        taken = {s.resident.slot for s in self.running.values()}
+        sequence.slot, sequence.computed = self.slots.occupy(match, shared, taken), shared
         if not sequence.announced:
             sequence.cached_tokens = shared
             self._cached_tokens += shared
         self.waiting.remove(sequence)
         self.running[sequence.request.id] = sequence
-
-    def _choose_slot(self, match: Resident | None, shared: int) -> int:
-        """The matching slot itself where nothing worth keeping is lost, else a free or a stale one."""
-        if match is not None and match.slot in self.cached:
-            rest = match.held - shared
-            if rest < self.limits.page or not (self._free_slots or len(self.cached) > 1):
-                return match.slot
-        if not self._free_slots:
-            others = [slot for slot in self.cached if match is None or slot != match.slot]
-            self._evict(self._nearest(others[: (len(others) + 1) // 2]))
-        slot = self._nearest(self._free_slots)
-        self._free_slots.remove(slot)
-        return slot
-
-    def _nearest(self, slots: list[int]) -> int:
-        """The one next to running sequences, which some executors compute together; else the first."""
-        running = [sequence.slot for sequence in self.running.values() if sequence.slot is not None]
-        return min(slots, key=lambda slot: min((abs(slot - other) for other in running), default=0))
 
     # -- memory -----------------------------------------------------------------------------------
 
@@ -212,38 +163,14 @@ class Scheduler:
         """Give the sequence pages for `take` more tokens; False where it cannot run in this step."""
         assert sequence.slot is not None
         size = sequence.computed + take
-        while self.ledger.free < self.ledger.missing(sequence.slot, size):
-            if self.cached:
-                self._shrink_stalest()
-                continue
-            busy = {row.sequence.key for row in planned}
-            victims = [s for s in self.running.values() if s.key not in busy]
-            victim = max(victims, key=_rank)
+        busy = {row.sequence.key for row in planned}
+        while not self.slots.has_room(sequence.slot, size):
+            victim = max((s for s in self.running.values() if s.key not in busy), key=_rank)
             self._preempt(victim)
             if victim is sequence:
                 return False
-        self.ledger.grow(sequence.slot, size)
+        self.slots.grow(sequence.slot, size)
         return True
-
-    def _shrink_stalest(self) -> None:
-        """Drop the last page of the least recently used prefix."""
-        slot, resident = next(iter(self.cached.items()))
-        page = self.limits.page
-        keep = (resident.held - 1) // page * page
-        if keep == 0:
-            self._evict(slot)
-            return
-        resident.held = keep
-        self.ledger.trim(slot, keep)
-        if self._ops and isinstance(last := self._ops[-1], Trim) and last.slot == slot:
-            self._ops.pop()
-        self._ops.append(Trim(slot, keep))
-
-    def _evict(self, slot: int) -> None:
-        del self.cached[slot]
-        self.ledger.release(slot)
-        self._ops.append(Release(slot))
-        self._free_slots.append(slot)
 
     def _preempt(self, sequence: Sequence) -> None:
         self._preemptions += 1
@@ -251,13 +178,9 @@ class Scheduler:
         insort(self.waiting, sequence, key=_rank)
 
     def _leave_slot(self, sequence: Sequence, *, keep: bool = True) -> None:
-        """Take a running sequence out of its slot; what it computed stays as a prefix if it fills a page."""
-        slot, known = sequence.slot, sequence.known
-        assert slot is not None
+        """Take a running sequence out of its slot."""
         del self.running[sequence.request.id]
-        self.cached[slot] = Resident(slot, list(sequence.tokens), known, sequence.family)
-        if not keep or known < self.limits.page:
-            self._evict(slot)
+        self.slots.vacate(sequence.resident, keep=keep)
         sequence.slot, sequence.computed = None, 0
 
     # -- results ----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from server.engine.prefix import Family
+from server.engine.prefix import Family, Resident
 from server.types import FinishReason, Generate, SamplingParams, TokenLogprobs
 
 
@@ -46,6 +46,12 @@ class Sequence:
     def known(self) -> int:
         """Positions of the slot whose tokens are known."""
         return min(self.computed, len(self.tokens))
+
+    @property
+    def resident(self) -> Resident:
+        """What its slot holds. Only while it is running."""
+        assert self.slot is not None
+        return Resident(self.slot, self.tokens, self.known, self.family)
 
     @property
     def wants_more(self) -> bool:

@@ -116,17 +116,17 @@ def crowded(seed: int) -> Schedule:
 def assert_nothing_is_left(result: Run) -> None:
     """Slots and pages are all free or held by cached prefixes; the executor agrees with the ledger."""
     scheduler, memory = result.loop.scheduler, result.executor.memory
+    slots = scheduler.slots
     assert not scheduler.running
     assert not scheduler.waiting
     assert not result.executor.last
-    cached = set(scheduler.cached)
-    assert len(cached) + len(scheduler._free_slots) == scheduler.limits.slots
-    assert scheduler.ledger.reclaimable(cached) == scheduler.ledger.total - scheduler.ledger.free
+    assert sorted([*slots.cached, *slots.free]) == list(range(scheduler.limits.slots))
+    assert slots.ledger.reclaimable(slots.cached) == slots.ledger.total - slots.ledger.free
     match memory:
         case Pages() | Rows():  # close() gave everything back
             assert not (memory.table if isinstance(memory, Pages) else memory.slots)
     if isinstance(memory, Pages):
-        assert len(memory.free) == scheduler.ledger.total
+        assert len(memory.free) == slots.ledger.total
 
 
 @pytest.mark.parametrize("backend", ["toy-rows", "toy-pages"])
