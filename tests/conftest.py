@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from quant.pipeline import build_variant
 
+from quant.pipeline import build_variant
 from quant.recipe import parse_recipe
 from quant.source import open_source
 from quant.store import VariantStore

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SECRET_ENDINGS = ("TOKEN", "_KEY", "SECRET", "PASSWORD")
-SPINS = "5000"
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages
 
 
@@ -29,16 +28,12 @@ def child_environment(environ: Mapping[str, str], **changes: str) -> dict[str, s
 def engine_environment(environ: Mapping[str, str], threads: int | None) -> dict[str, str]:
     """For engines: no secrets, no network, and helper libraries that start no thread pools of their own.
 
-    `threads` also bounds OpenMP, which reads it when it is loaded. Left alone, OpenMP would spin
-    at each barrier for milliseconds: where anything else runs on the same cores, decoding falls to a tenth.
-    Here it spins for about 0.1 ms. Whoever sets one of the two variables keeps his choice.
+    `threads` also bounds OpenMP, which reads it when it is loaded.
     """
     clean = {name: value for name, value in environ.items() if not name.upper().endswith(SECRET_ENDINGS)}
     changes = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
     if threads is not None:
         changes["OMP_NUM_THREADS"] = str(threads)
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & clean.keys():
-        changes["GOMP_SPINCOUNT"] = SPINS
     return child_environment(clean, **changes)
 
 

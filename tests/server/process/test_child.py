@@ -25,12 +25,6 @@ def test_engines_get_no_secrets_and_no_network() -> None:
     assert engine_environment({"OMP_NUM_THREADS": "8"}, 2)["OMP_NUM_THREADS"] == "2"
 
 
-def test_openmp_spins_briefly_unless_the_user_says_otherwise() -> None:
-    assert engine_environment({}, None)["GOMP_SPINCOUNT"] == "5000"
-    assert engine_environment({"GOMP_SPINCOUNT": "7"}, None)["GOMP_SPINCOUNT"] == "7"
-    assert "GOMP_SPINCOUNT" not in engine_environment({"OMP_WAIT_POLICY": "active"}, None)
-
-
 def test_builders_keep_what_a_download_needs() -> None:
     assert child_environment({"HF_TOKEN": "x"})["HF_TOKEN"] == "x"
 
