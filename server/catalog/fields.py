@@ -226,4 +226,10 @@ FIELDS: Mapping[str, Field] = {
         read=whole(*KV_TOKENS),
         schema=_number(*KV_TOKENS),
     ),
+    "deterministic": Field(
+        about="Answers do not depend on what else runs; each sequence is computed alone, which is slower.",
+        read=yes_no,
+        schema={"type": "boolean"},
+        default=False,
+    ),
 }

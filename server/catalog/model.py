@@ -40,6 +40,7 @@ class Model(Struct, frozen=True, kw_only=True):
     backend: str = "auto"  # a name of server.backends.registry; auto: the first that opens the format
     threads: int | None = None  # None: what the machine allows
     kv_tokens: int | None = None  # None: context x parallel
+    deterministic: bool = False  # answers do not depend on what else runs, at the price of batching
 
     @property
     def is_gguf(self) -> bool:

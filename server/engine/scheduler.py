@@ -84,7 +84,7 @@ class Scheduler:
         rows: list[Row] = []
         budget = self.limits.step_tokens
         for sequence in sorted(self.running.values(), key=_decode_first):
-            take = min(sequence.pending, budget)
+            take = self._chunk(sequence, budget)
             if take > 0 and self._may_run(sequence) and self._make_room(sequence, take, rows):
                 rows.append(self._row(sequence, take))
                 budget -= take
@@ -95,6 +95,12 @@ class Scheduler:
         if sequence.slot is None:  # preempted while this step was planned
             return False
         return sequence.wants_more or sequence.computed < sequence.prompt_tokens
+
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        """Tokens to compute now. Prompts are cut at page borders, whatever else is in the step."""
+        if sequence.pending <= budget:
+            return sequence.pending
+        return budget - (sequence.computed + budget) % self.limits.page or budget
 
     def _row(self, sequence: Sequence, take: int) -> Row:
         assert sequence.slot is not None

@@ -194,6 +194,7 @@ class Loader:
             parallel=model.parallel,
             kv_tokens=model.kv_tokens,
             threads=model.threads,
+            options={"deterministic": "true"} if model.deterministic else {},
         )
 
 

@@ -57,7 +57,9 @@ class LlamaBackend:
             model.close()
             raise
         text = None if tokenizer_beside else model.text()
-        return LlamaOpened(LlamaExecutor(model, context, limits), text, model)
+        return LlamaOpened(
+            LlamaExecutor(model, context, limits, deterministic=options.deterministic), text, model
+        )
 
 
 def _locate(variant: Path) -> tuple[Path, bool]:
@@ -88,6 +90,8 @@ def _memory(spec: Open, options: Options, context: int) -> tuple[int, int]:
 
     Memory that is given in tokens is shared by all slots, so more of them cost nothing.
     """
+    if options.deterministic and spec.kv_tokens is not None:
+        raise OpenError("deterministic needs a memory for each slot: leave kv_tokens out")
     if spec.kv_tokens is None:
         slots = options.slots or spec.parallel
         return slots, slots * context

@@ -14,6 +14,7 @@ class Options:
     kv_type: str = "f16"
     slots: int | None = None  # sequences held, running and cached; None: chosen from `parallel`
     step_tokens: int = 256  # in one forward pass: on a CPU twice as many gain nothing and stall the others
+    deterministic: bool = False  # a sequence's logits do not depend on what else is computed
     gpu_layers: int = -1  # layers on the GPU, where llama.cpp was built for one; -1: all
 
 
@@ -29,8 +30,16 @@ def parse_options(options: Mapping[str, str]) -> Options:
         kv_type=kv_type,
         slots=_number(options, "slots", least=1) if "slots" in options else None,
         step_tokens=_number(options, "step_tokens", least=2, default=Options.step_tokens),
+        deterministic=_flag(options, "deterministic"),
         gpu_layers=_number(options, "gpu_layers", least=-1, default=Options.gpu_layers),
     )
+
+
+def _flag(options: Mapping[str, str], name: str) -> bool:
+    text = options.get(name, "false")
+    if text not in ("true", "false"):
+        raise OpenError(f"{name} is {text!r}; known: true, false")
+    return text == "true"
 
 
 def _number(options: Mapping[str, str], name: str, *, least: int, default: int = 0) -> int:

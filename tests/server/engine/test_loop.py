@@ -2,6 +2,8 @@
 
 import pytest
 
+from server.backends.toy import Rows, ToyExecutor
+from server.engine.scheduler import Scheduler
 from server.types import (
     Abort,
     Command,
@@ -68,6 +70,27 @@ def test_every_prompt_position_but_the_first_is_scored_once(backend: str) -> Non
     assert [score.logprob for score in event.prompt_logprobs] == [
         -float((sum(prompt[:i]) + prompt[i]) % 97) / 97 for i in range(1, 30)
     ]
+
+
+def test_a_prompt_is_cut_at_the_same_places_alone_and_in_company() -> None:
+    def cuts(others: int) -> set[int]:
+        limits = Limits(running=4, slots=4, context=256, kv_tokens=1024, step_tokens=40, page=16)
+        scheduler = Scheduler(limits)
+        for number in range(others):
+            scheduler.add(ask(f"other {number}", (1, 2, 3 + number), 100))
+        executor = ToyExecutor(Rows(limits))
+        for _ in range(3):
+            batch = scheduler.plan()
+            scheduler.commit(batch, list(executor.collect(executor.submit(batch))))
+        scheduler.add(ask("r", tuple(range(90)), 3))
+        found = set()
+        for _ in range(8):
+            batch = scheduler.plan()
+            scheduler.commit(batch, list(executor.collect(executor.submit(batch))))
+            found |= {row.start for row in batch.rows if row.sequence.prompt_tokens == 90 and row.start < 90}
+        return found
+
+    assert cuts(0) == cuts(3) == {0, 32, 64}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

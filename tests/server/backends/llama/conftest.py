@@ -46,6 +46,13 @@ def q4(gguf_q4: Path) -> Iterator[LlamaOpened]:
 
 
 @pytest.fixture(scope="session")
+def q4_deterministic(gguf_q4: Path) -> Iterator[LlamaOpened]:
+    opened = open_model(gguf_q4 / "model.gguf", options={"deterministic": "true"})
+    yield opened
+    opened.executor.close()
+
+
+@pytest.fixture(scope="session")
 def q4_exact(gguf_q4: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaOpened]:
     """The weights that Q4_K_M stores, multiplied in F32."""
     library, target = load_library(), tmp_path_factory.mktemp("exact") / "model.gguf"

@@ -61,6 +61,10 @@ def test_sixteen_at_once_are_as_one_at_a_time_in_q4(q4: LlamaOpened, q4_exact: L
     assert divergence(alone, together) < max(0.005, 2 * divergence(exact, alone))
 
 
+def test_company_changes_nothing_where_determinism_is_asked_for(q4_deterministic: LlamaOpened) -> None:
+    assert max(together_and_alone(q4_deterministic)) == 0.0
+
+
 def logits_of(executor: Executor, prompts: list[list[int]]) -> NDArray[np.float32]:
     assert isinstance(executor, LlamaExecutor)
     step(executor, [Line(list(prompt)).row(slot, 0) for slot, prompt in enumerate(prompts)])
