@@ -21,10 +21,12 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.load import Level, Target, run_level
-from benchmarks.machine import describe
-
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # so that the file can also be run by its path
+
+from benchmarks.load import Level, Target, run_level  # noqa: E402
+from benchmarks.machine import describe  # noqa: E402
+
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 40.0
 

@@ -18,7 +18,7 @@ from server.api.leaving import cancelled
 from server.api.meters import Meter
 from server.api.schema.answers import PromptDetails, Usage
 from server.api.schema.sampling import Sampling
-from server.errors import ContextTooLong, Overloaded, RequestError
+from server.errors import ContextTooLong, EngineDied, Overloaded, RequestError
 from server.pool.states import Lease, Served
 from server.text.model import Sampling as Recommended
 from server.text.model import TextModel
@@ -131,19 +131,47 @@ def _first(asked: Number | None, advised: Number | None, standard: Number) -> Nu
 
 
 async def ask(services: Services, name: str, plan: Planner, *, wait_s: float | None) -> AsyncGenerator[Part]:
-    """Acquire the model, plan, run. Closing it aborts whatever runs. Raises ServerErrors."""
+    """Acquire the model, plan, run. Closing it aborts whatever runs. Raises ServerErrors.
+
+    Where the engine dies before anything was generated, another one answers: the client need not know.
+    """
+    try:
+        async with aclosing(_attempt(services, name, plan, wait_s)) as parts:
+            async for part in parts:
+                yield part
+    except _DiedUnstarted:
+        async with aclosing(_attempt(services, name, plan, wait_s)) as parts:
+            async for part in parts:
+                yield part
+
+
+class _DiedUnstarted(EngineDied):
+    """No part was given out yet."""
+
+
+async def _attempt(
+    services: Services, name: str, plan: Planner, wait_s: float | None
+) -> AsyncGenerator[Part]:
     meter = Meter(services.metrics)
     async with services.pool.acquire(name, wait_s=wait_s) as lease:
         planned = await plan(lease)
         requests = _requests(planned, lease)
         _refuse_when_full(lease, services.settings.queue_limit)
-        yield Begun(lease.variant, lease.text.vocabulary)
         tally = Tally(prompt=sum(len(prompt.tokens) for prompt in planned.prompts))
         meter.begin(lease.variant, tally.prompt)
         runs = [_run(lease, planned, request, index, tally, meter) for index, request in enumerate(requests)]
-        async with aclosing(_merged(runs)) as deltas:
-            async for delta in deltas:
-                yield delta
+        begun = False
+        try:
+            async with aclosing(_merged(runs)) as deltas:
+                async for delta in deltas:
+                    if not begun:
+                        begun = True
+                        yield Begun(lease.variant, lease.text.vocabulary)
+                    yield delta
+        except EngineDied as error:
+            if begun:
+                raise
+            raise _DiedUnstarted(str(error)) from error
         yield tally
 
 

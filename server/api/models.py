@@ -42,9 +42,8 @@ async def models(services: Using) -> Response:
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, services: Using) -> Response:
-    """By id, alias or variant; `id` repeats the name."""
-    found, _ = services.catalog.resolve(name)
-    state = next(state for state in services.pool.states() if state.model.id == found.id)
+    """By id, alias or variant; `id` repeats the name. The state is that of the variant named."""
+    state = services.pool.state(*services.catalog.resolve(name))
     return Response(msgspec.json.encode(_card(state, services, name)), media_type="application/json")
 
 

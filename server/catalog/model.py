@@ -11,6 +11,7 @@ from server.errors import UnknownModel
 DEFAULT_VARIANT = "q4_k_m"
 DEFAULT_PARALLEL = 8
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 NAME_RULE = "a name is letters, digits, '.', '_' and '-', 96 at most, so no ':' and no '/'"
 
 
@@ -93,14 +94,15 @@ class Catalog(Struct, frozen=True):
             raise CatalogError(clashes)
 
     def resolve(self, name: str) -> tuple[Model, str | None]:
-        """The model of "id", "alias", "id:variant" or "alias:variant", and the variant asked for.
+        """The model of "id", "alias", "id:variant" or "alias:variant", and the variant in lower case.
 
         Whether the variant exists is for the pool to say: it also knows those that were built later.
-        Raises UnknownModel.
+        Raises UnknownModel, also for what can be no variant's name.
         """
         stem, colon, variant = name.partition(":")
+        variant = variant.lower()
         found = next((model for model in self.models if stem in model.names), None)
-        if found is None or (colon and not variant):
+        if found is None or (colon and not VARIANT.fullmatch(variant)):
             known = ", ".join(model.id for model in self.models[:20])
             raise UnknownModel(f"no such model; this server has: {known}", param="model")
         return found, variant or None

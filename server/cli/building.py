@@ -64,6 +64,7 @@ def _arguments(settings: Settings, source: Reference, recipe: Recipe, progress: 
     return [
         *("--cache", str(settings.cache), "--source", source.source, *revision, *most),
         *("--recipe", json.dumps(recipe.spec), "--progress", str(progress)),
+        *("--parent", str(os.getpid())),
     ]
 
 

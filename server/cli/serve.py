@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,7 +91,7 @@ def serve(  # noqa: PLR0913, PLR0917  one an option
         catalog = chosen_models(settings, sources or [], models is not None, overrides)
     except CatalogError as error:
         stop(*error.problems, code=2)
-    if reason := cannot_bind(settings.host, settings.port):
+    if reason := cannot_bind(settings.host, settings.port) or cannot_cache(settings.cache):
         stop(reason)
     from server.app import run
 
@@ -148,3 +149,13 @@ def cannot_bind(host: str, port: int) -> str | None:
     except OSError as error:
         return f"cannot listen on {host} port {port}: {(error.strerror or str(error)).lower()}"
     return None
+
+
+def cannot_cache(cache: Path) -> str | None:
+    """Why no variant could be kept there, or None."""
+    try:
+        (cache / "variants").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return None
+    except OSError as error:
+        return f"cannot write to the cache {cache}: {(error.strerror or str(error)).lower()}"

@@ -100,7 +100,8 @@ class Scheduler:
         """Tokens to compute now. Prompts are cut at page borders, whatever else is in the step."""
         if sequence.pending <= budget:
             return sequence.pending
-        return budget - (sequence.computed + budget) % self.limits.page or budget
+        aligned = budget - (sequence.computed + budget) % self.limits.page
+        return aligned if aligned > 0 else budget
 
     def _row(self, sequence: Sequence, take: int) -> Row:
         assert sequence.slot is not None

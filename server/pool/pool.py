@@ -84,7 +84,14 @@ class Pool:
 
     def states(self) -> list[ModelState]:
         """One for each model of the catalog, in its order."""
-        return [self._state(model) for model in self.catalog.models]
+        return [self.state(model) for model in self.catalog.models]
+
+    def state(self, model: Model, name: str | None = None) -> ModelState:
+        """Of the variant called `name`, or of the default. Raises UnknownModel for one that is not there."""
+        id, built = variant_id(model, name or model.default), self._variants(model)
+        if name and not is_listed(model, name) and id not in built:
+            raise self._no_such_variant(model)
+        return self._state(model, id, built)
 
     def engines(self) -> list[EngineState]:
         """One for each loaded engine, of any variant."""
@@ -100,9 +107,16 @@ class Pool:
             if (loaded := host.loaded) is not None
         ]
 
-    def _state(self, model: Model) -> ModelState:
-        id = variant_id(model, model.default)
-        built = self._variants(model)
+    def _no_such_variant(self, model: Model) -> UnknownModel:
+        there = {
+            *self._variants(model),
+            *(variant_id(model, name) for name in (model.default, *model.variants)),
+        }
+        return UnknownModel(
+            f"{model.id} has no such variant; there is {', '.join(sorted(there))}", param="model"
+        )
+
+    def _state(self, model: Model, id: str, built: tuple[str, ...]) -> ModelState:
         host = self._hosts.get(id)
         if host is None:
             return ModelState(model=model, variant=id, state="unloaded", variants=built)
@@ -133,8 +147,7 @@ class Pool:
         if (host := self._hosts.get(id)) is not None:
             return host
         if not is_listed(model, name) and not await self._is_built(model, name):
-            known = ", ".join(self._variants(model)) or variant_id(model, model.default)
-            raise UnknownModel(f"{model.id} has no such variant; there is {known}", param="model")
+            raise self._no_such_variant(model)
         return self._hosts.setdefault(id, VariantHost(model, name, self._loader))
 
     async def _is_built(self, model: Model, name: str) -> bool:

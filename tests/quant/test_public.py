@@ -32,7 +32,7 @@ def test_importing_the_package_loads_no_module_of_it() -> None:
     assert {name for name in loaded_by("import quant") if name.startswith("quant")} == {"quant"}
 
 
-def test_nothing_heavy_is_loaded_before_a_build() -> None:
+def test_nothing_heavy_is_loaded_before_a_build(tmp_path: Path) -> None:
     code = "import quant.pipeline, quant.plan\nfrom quant import *\n"
-    code += "open_source('models/tiny-chat', cache=__import__('pathlib').Path('/nonexistent/cache'))"
+    code += f"open_source('models/tiny-chat', cache=__import__('pathlib').Path({str(tmp_path)!r}))"
     assert not loaded_by(code) & set(HEAVY)

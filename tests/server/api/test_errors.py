@@ -12,7 +12,8 @@ from fastapi import Response
 from quant.errors import DiskFull, QuantError
 from server.api.errors import body_of, from_quant, response_of
 from server.errors import Overloaded, ServerError
-from tests.server.api.support import CHAT, COMPLETIONS, application, chat, client, error_of
+from tests.server.api.support import CHAT, COMPLETIONS, application, chat, client, completion, error_of
+from tests.server.pool.support import children
 
 POSTS = (CHAT, COMPLETIONS, "/tokenize", "/detokenize", "/quantize")
 JSON = {"content-type": "application/json"}
@@ -47,6 +48,8 @@ async def test_only_json_is_taken(http: httpx.AsyncClient, path: str, kind: str)
         ("GET", CHAT, 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/v1/models/none", 404, "model_not_found"),
+        ("GET", "/v1/models/toy:q6_k", 404, "model_not_found"),
+        ("GET", "/v1/models/toy:nonsense", 404, "model_not_found"),
         ("GET", "/quantize/none", 404, "job_not_found"),
         ("DELETE", "/quantize/none", 404, "job_not_found"),
         ("GET", "/docs", 404, "not_found"),
@@ -164,3 +167,21 @@ async def test_cors_is_closed(http: httpx.AsyncClient) -> None:
     response = await http.options(CHAT, headers=preflight)
     assert response.status_code == 405
     assert not any(name.startswith("access-control") for name in response.headers)
+
+
+@pytest.mark.parametrize("variant", ["a\nb", "日", " q4_0", "q4_0\n", "../x", "\x00"])
+async def test_what_can_be_no_variant_is_a_404_like_any_other(http: httpx.AsyncClient, variant: str) -> None:
+    for path, body in (
+        (CHAT, chat(model=f"toy:{variant}")),
+        (COMPLETIONS, completion(model=f"toy:{variant}")),
+    ):
+        response = await http.post(path, json=body)
+        assert response.status_code == 404
+        assert error_of(response)["code"] == "model_not_found"
+
+
+async def test_one_variant_has_one_engine_however_it_is_spelt(http: httpx.AsyncClient) -> None:
+    for name in ("toy", "toy:q4_0", "toy:Q4_0"):
+        response = await http.post(CHAT, json=chat(model=name))
+        assert response.headers["x-variant"] == "toy:q4_0"
+    assert len(children()) == 1

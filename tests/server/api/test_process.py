@@ -118,6 +118,12 @@ def test_many_clients_leave_at_every_stage_and_nothing_is_left(server: Running) 
     assert "ERROR" not in server.log.read_text()
 
 
+def until_all_have_begun(server: Running) -> None:
+    """Sequences that run together get a token each in every step."""
+    before = server.gauge("generation_tokens_total")
+    until(lambda: server.gauge("generation_tokens_total") > before + 160, 10)
+
+
 def test_a_killed_engine_fails_its_streams_and_the_next_request_is_answered(server: Running) -> None:
     ends: list[tuple[str, float]] = []
 
@@ -132,6 +138,7 @@ def test_a_killed_engine_fails_its_streams_and_the_next_request_is_answered(serv
     for thread in threads:
         thread.start()
     until(lambda: server.gauge("num_requests_running") == 8, 10)
+    until_all_have_begun(server)
     [engine] = server.engines()
     os.kill(engine, signal.SIGKILL)
     killed = time.monotonic()
@@ -144,6 +151,34 @@ def test_a_killed_engine_fails_its_streams_and_the_next_request_is_answered(serv
         assert text.endswith("data: [DONE]\n\n")
     assert server.http.post(COMPLETIONS, json={**ENDLESS, "max_tokens": 3}).status_code == 200
     assert time.monotonic() - killed < 10
+
+
+def test_requests_that_had_not_begun_are_answered_by_the_next_engine(server: Running) -> None:
+    def stream() -> None:
+        url = f"{server.http.base_url}{COMPLETIONS}"
+        with httpx.stream("POST", url, json={**ENDLESS, "stream": True}) as got:
+            got.read()
+
+    statuses: list[int] = []
+
+    def ask() -> None:
+        url = f"{server.http.base_url}{COMPLETIONS}"
+        statuses.append(httpx.post(url, json={**ENDLESS, "max_tokens": 3}, timeout=20).status_code)
+
+    busy = [threading.Thread(target=stream) for _ in range(16)]
+    for thread in busy:
+        thread.start()
+    until(lambda: server.gauge("num_requests_running") == 16, 10)
+    until_all_have_begun(server)
+    waiting = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    until(lambda: server.gauge("num_requests_waiting") == 4, 10)
+    [engine] = server.engines()
+    os.kill(engine, signal.SIGKILL)
+    for thread in [*busy, *waiting]:
+        thread.join(20)
+    assert statuses == [200] * 4
 
 
 def test_a_signal_lets_running_answers_finish(server: Running) -> None:

@@ -21,6 +21,7 @@ GGUF = Model(id="file", source="/models/file.gguf", variants=(), default="q4_0",
         ("tiny", TINY, None),
         ("small", TINY, None),
         ("tiny:q8_0", TINY, "q8_0"),
+        ("tiny:Q8_0", TINY, "q8_0"),
         ("small:custom-0123abcd", TINY, "custom-0123abcd"),
         ("file", GGUF, None),
     ],
@@ -29,7 +30,12 @@ def test_resolve(name: str, model: Model, variant: str | None) -> None:
     assert Catalog((TINY, GGUF)).resolve(name) == (model, variant)
 
 
-@pytest.mark.parametrize("name", ["", "other", "TINY", "tiny:", ":q8_0", "tin", "tiny ", "/models/tiny"])
+ODD = ["tiny: q8_0", "tiny:q8_0\n", "tiny:a\nb", "tiny:日", "tiny:a/b", "tiny:" + "a" * 97]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "other", "TINY", "tiny:", ":q8_0", "tin", "tiny ", "/models/tiny", *ODD]
+)
 def test_unknown_names_list_the_known_ones_and_echo_nothing(name: str) -> None:
     with pytest.raises(UnknownModel) as caught:
         Catalog((TINY, GGUF)).resolve(name)

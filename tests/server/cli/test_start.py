@@ -155,3 +155,14 @@ def test_the_repository_serves_its_own_models_yaml() -> None:
     bundled = load_catalog(REPO / "server" / "default.yaml").models
     assert load_catalog(REPO / "models.yaml").models == bundled
     assert [(model.id, model.default, model.preload) for model in bundled] == [("tiny-chat", "q4_k_m", True)]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "variants").write_text("in the way")
+    done = cli(
+        "serve", str(REPO / "models" / "tiny-chat"), "--port", "8199", "--cache", str(tmp_path / "cache")
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "cannot write to the cache" in line
