@@ -1,0 +1,48 @@
+"""A format is a pair of inverse functions between a plain layer and the tensors of a file."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from quant.layer import QuantizedLinear
+from quant.scheme import Scheme
+
+Tensors = Mapping[str, Tensor]  # by the part of the name that follows the module's: "qweight", "weight.absmax"
+
+
+class Format(Protocol):
+    """One file format. Stateless; module-level instances are what the registry names."""
+
+    @property
+    def name(self) -> str: ...
+
+    def refuse(self, shape: tuple[int, int], scheme: Scheme | None) -> str | None:
+        """Why a [out, in] layer cannot be stored so, in one line; None where it can."""
+        ...
+
+    def scale_dtype(self, source: torch.dtype) -> torch.dtype:
+        """What scales are stored as. Methods round scales to it before they choose codes."""
+        ...
+
+    def pack(self, layer: QuantizedLinear) -> dict[str, Tensor]:
+        """Contiguous tensors for the file, exactly; `unpack` gives the layer back bit for bit."""
+        ...
+
+    def unpack(self, tensors: Tensors, shape: tuple[int, int], scheme: Scheme | None) -> QuantizedLinear:
+        """Raises BadSource for tensors that are missing or have another shape or dtype than promised."""
+        ...
+
+    def config(self, layers: Mapping[str, Scheme | None], kept: tuple[str, ...]) -> dict[str, Any]:
+        """The `quantization_config` of config.json for these quantized modules and those kept as they were."""
+        ...
+
+    def schemes(
+        self, config: Mapping[str, Any], modules: Mapping[str, tuple[int, int]]
+    ) -> dict[str, Scheme | None]:
+        """The quantized ones among the linear modules, as a `quantization_config` (also other writers') says.
+
+        Raises BadSource for what this format's reader does not do (desc_act, other versions, ...), by name.
+        """
+        ...
