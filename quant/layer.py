@@ -35,7 +35,7 @@ class AffineLinear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NestedScales:
-    """Scales that are quantized themselves (QLoRA's double quantization): codebook[code] * absmax + offset."""
+    """Scales that are quantized too (QLoRA's double quantization): codebook[code] * absmax + offset."""
 
     codes: Tensor  # uint8 [blocks]
     absmax: Tensor  # float32 [ceil(blocks / blocksize)]

@@ -51,6 +51,13 @@ class Tokenize(Struct, frozen=True, kw_only=True, tag=True):
     parse_special: bool  # read "<|im_end|>" in the text as the control token
 
 
+class Embed(Struct, frozen=True, kw_only=True, tag=True):
+    """Asked only of engines whose Ready names a width."""
+
+    id: str
+    tokens: tuple[int, ...]  # at least one
+
+
 class Shutdown(Struct, frozen=True, kw_only=True, tag=True):
     pass
 
@@ -86,7 +93,7 @@ class Open(Struct, frozen=True, kw_only=True, tag=True):
     options: dict[str, str] = {}
 
 
-Command = Open | Generate | Abort | Tokenize | Shutdown
+Command = Open | Generate | Abort | Tokenize | Embed | Shutdown
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):
@@ -120,7 +127,12 @@ class Tokenized(Struct, frozen=True, kw_only=True, tag=True):
     tokens: tuple[int, ...]
 
 
-Event = Tokens | Failed | Tokenized  # about one request
+class Embedded(Struct, frozen=True, kw_only=True, tag=True):
+    id: str
+    vector: bytes  # float32, little-endian, of length 1
+
+
+Event = Tokens | Failed | Tokenized | Embedded  # about one request
 
 
 class Loading(Struct, frozen=True, kw_only=True, tag=True):
@@ -144,6 +156,7 @@ class Ready(Struct, frozen=True, kw_only=True, tag=True):
     limits: Limits
     backend: str
     text: ModelText | None = None  # set where the variant has no tokenizer.json
+    embedding: int | None = None  # numbers in an embedding; None: this engine makes none
 
 
 class OpenFailed(Struct, frozen=True, kw_only=True, tag=True):

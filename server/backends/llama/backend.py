@@ -13,6 +13,7 @@ from server.errors import OpenError, RequestError
 from server.types import Limits, ModelText, Open
 
 if TYPE_CHECKING:
+    from server.backends.llama.embedder import LlamaEmbedder
     from server.backends.llama.model import LlamaModel
 
 MOST_SLOTS = 256  # llama.cpp's own limit of sequences in one context
@@ -23,6 +24,7 @@ class LlamaOpened:
     executor: Executor
     text: ModelText | None
     model: "LlamaModel"
+    embedder: "LlamaEmbedder"
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         if self.text is None:
@@ -43,6 +45,7 @@ class LlamaBackend:
         The engine has the tokenizer where there is no tokenizer.json beside the model. Raises OpenError.
         """
         from server.backends.llama.context import LlamaContext
+        from server.backends.llama.embedder import LlamaEmbedder
         from server.backends.llama.executor import LlamaExecutor
         from server.backends.llama.model import LlamaModel
 
@@ -57,9 +60,9 @@ class LlamaBackend:
             model.close()
             raise
         text = None if tokenizer_beside else model.text()
-        return LlamaOpened(
-            LlamaExecutor(model, context, limits, deterministic=options.deterministic), text, model
-        )
+        embedder = LlamaEmbedder(model, limits.context, threads)
+        executor = LlamaExecutor(model, context, limits, deterministic=options.deterministic)
+        return LlamaOpened(executor, text, model, embedder)
 
 
 def _locate(variant: Path) -> tuple[Path, bool]:
