@@ -16,9 +16,9 @@ class AffineLinear:
     """weight = (code - zero) * scale."""
 
     scheme: Scheme
-    codes: Tensor  # uint8 [out, in], 0 to scheme.top
+    codes: Tensor  # uint8 [out, in], 0 to scheme.top; int32 for more than 8 bits
     scales: Tensor  # [out, groups], positive, in the dtype that the file stores
-    zeros: Tensor  # uint8 [out, groups]; scheme.middle everywhere if symmetric
+    zeros: Tensor  # [out, groups] in the codes' dtype; scheme.middle everywhere if symmetric
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,7 +35,7 @@ class AffineLinear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NestedScales:
-    """Scales that are quantized themselves (QLoRA's double quantization): codebook[code] * absmax + offset."""
+    """Scales that are quantized too (QLoRA's double quantization): codebook[code] * absmax + offset."""
 
     codes: Tensor  # uint8 [blocks]
     absmax: Tensor  # float32 [ceil(blocks / blocksize)]
@@ -58,6 +58,7 @@ class CodebookLinear:
     codebook: Tensor  # float32 [16]
     blocksize: int
     absmax: Tensor | NestedScales  # float32 [ceil(out * in / blocksize)]
+    dtype: torch.dtype  # what readers decode into: the source's
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,8 +83,8 @@ class Int8Linear:
         return self.codes.shape[0], self.codes.shape[1]
 
     def dequantize(self) -> Tensor:
-        """float32 [out, in]."""
-        return self.codes.to(torch.float32) * (self.absmax / 127.0)[:, None]
+        """float32 [out, in]; multiplied in bitsandbytes' order, so that the last bit is the same."""
+        return self.codes.float() * self.absmax[:, None] * (1 / 127)
 
 
 QuantizedLinear = AffineLinear | CodebookLinear | Int8Linear

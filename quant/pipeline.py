@@ -25,7 +25,7 @@ from quant.journal import Journal
 from quant.manifest import BuilderRecord, Manifest, RecipeRecord, SourceRecord
 from quant.plan import BUILDER_VERSION, FloatType, base_type, require_buildable, require_room, variant_key
 from quant.progress import Progress, Report, Stage
-from quant.recipe import Recipe
+from quant.recipe import GgufRecipe, Recipe
 from quant.source import Source, digest_again
 from quant.store import Build, Variant, VariantStore
 from quant.texts import text_files, write_texts
@@ -74,6 +74,7 @@ def build_variant(
         _clear_leftovers(store, key)
         return Outcome("cached", found)
     require_buildable(source, recipe)
+    assert isinstance(recipe, GgufRecipe)
     store.sweep()
     with store.building(key) as build:
         if found := store.find(key):
@@ -110,7 +111,7 @@ def _nothing_left_by_errors(build: Build) -> Iterator[None]:
 @dataclass
 class _Run:
     source: Source
-    recipe: Recipe
+    recipe: GgufRecipe
     place: Build
     journal: Journal
     report: Report

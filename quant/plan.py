@@ -1,18 +1,17 @@
 """What a build will do, decided before it writes: its key, the types it goes through, the room it needs."""
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from quant.canonical import canonical_digest
 from quant.checkpoint import TEXT_FILES, checkpoint_tensors
 from quant.errors import BadRecipe, DiskFull
 from quant.files import folder_bytes
 from quant.ggml import FLOAT_TYPES
 from quant.gguf.header import read_header
-from quant.recipe import Recipe
+from quant.recipe import GgufRecipe, Recipe, TorchRecipe
 from quant.safetensors_header import TensorInfo
 from quant.source import Source
 from quant.store import VariantStore
@@ -25,8 +24,7 @@ SPARE_BYTES = 1 << 20  # manifests, file system overhead
 
 def variant_key(source: Source, recipe: Recipe) -> str:
     """32 hexadecimal digits that name the variant. Raises BadRecipe (imatrix gone)."""
-    parts = json.dumps([source.digest, recipe.digest, BUILDER_VERSION], separators=(",", ":"))
-    return hashlib.sha256(parts.encode()).hexdigest()[:32]
+    return canonical_digest([source.digest, recipe.digest, BUILDER_VERSION])[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,8 @@ def base_type(tensors: Iterable[TensorInfo]) -> FloatType:
 
 def require_buildable(source: Source, recipe: Recipe) -> None:
     """Raises BadRecipe for what cannot be made of a GGUF file. Checkpoints are judged by the converter."""
+    if isinstance(recipe, TorchRecipe):
+        raise BadRecipe(f"{recipe.name}: format {recipe.format} cannot be built yet")
     if source.kind == "hf":
         return
     have = read_header(source.path).file_type
@@ -60,7 +60,7 @@ def require_buildable(source: Source, recipe: Recipe) -> None:
         raise BadRecipe(f"the source is {have} already")
 
 
-def sizes(source: Source, recipe: Recipe) -> Sizes:
+def sizes(source: Source, recipe: GgufRecipe) -> Sizes:
     if source.kind == "gguf":
         elements = sum(tensor.elements for tensor in read_header(source.path).tensors)
         return Sizes(0, _model_bytes(elements, recipe), 0)
@@ -73,6 +73,8 @@ def sizes(source: Source, recipe: Recipe) -> Sizes:
 
 def require_room(source: Source, recipe: Recipe, store: VariantStore) -> None:
     """Raises DiskFull where the cache's disk cannot hold the build; deletes nothing."""
+    require_buildable(source, recipe)
+    assert isinstance(recipe, GgufRecipe)
     needed = sizes(source, recipe)
     total = needed.base + needed.model + needed.texts + SPARE_BYTES
     held = folder_bytes(store.scratch(variant_key(source, recipe)))
@@ -81,7 +83,7 @@ def require_room(source: Source, recipe: Recipe, store: VariantStore) -> None:
         raise DiskFull(f"the build needs {total - held:,} bytes, but {free:,} are free")
 
 
-def _model_bytes(elements: int, recipe: Recipe) -> int:
+def _model_bytes(elements: int, recipe: GgufRecipe) -> int:
     """Mixtures hold some tensors in bigger types, and rows of odd lengths fall back to such."""
     if recipe.type == "f32" or recipe.overrides:
         return 4 * elements

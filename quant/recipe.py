@@ -1,32 +1,28 @@
 """What to do to a source, as data. Equal recipes have equal digests, which new fields never change."""
 
 import difflib
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
+from quant.canonical import canonical_digest, content_digest
 from quant.errors import BadRecipe, BadSource
-from quant.files import open_regular, shown
+from quant.files import shown
 from quant.ggml import FILE_TYPES, FLOAT_TYPES, NEED_IMATRIX, OVERRIDE_TYPES, OVERRIDES_NEED_IMATRIX
+from quant.patterns import is_plain
+from quant.torch_recipe import TORCH_PRESETS, TorchRecipe, parse_torch
+
+__all__ = ["GGUF_PRESETS", "PRESETS", "TORCH_PRESETS", "GgufRecipe", "Recipe", "TorchRecipe", "parse_recipe"]
 
 Body = Mapping[str, str | list[list[str]]]
 
 MOST_OVERRIDES = 64
 _FIELDS = frozenset({"method", "format", "type", "overrides", "imatrix"})
-# A small part of regular expressions: the native reader backtracks, so few repeats and none of a group.
-_PATTERN = re.compile(r"[A-Za-z0-9_.^$|()\[\]\\*+?-]{1,200}")
-_REPEAT = re.compile(r"[*+?]")
-_REPEATED_GROUP = re.compile(r"\)[*+?]")
-_MOST_REPEATS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class GgufRecipe:
     """Made by `parse_recipe`, which checks it. `imatrix` is a path; the digest sees the file's content."""
 
     method: str = "llama"
@@ -54,12 +50,14 @@ class Recipe:
         """The canonical form that is digested and written to manifests. Raises BadRecipe (imatrix gone)."""
         if self.imatrix is None:
             return self.spec
-        return {**self.spec, "imatrix": f"sha256:{_content_digest(self.imatrix)}"}
+        try:
+            return {**self.spec, "imatrix": f"sha256:{content_digest(Path(self.imatrix))}"}
+        except (OSError, BadSource) as error:
+            raise BadRecipe("the imatrix file cannot be read") from error
 
     @property
     def digest(self) -> str:
-        canonical = json.dumps(self.body, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return canonical_digest(self.body)
 
     @property
     def name(self) -> str:
@@ -68,18 +66,27 @@ class Recipe:
         return self.type
 
 
-PRESETS: Mapping[str, Recipe] = MappingProxyType(
-    {name: Recipe(type=name) for name in FILE_TYPES if name not in NEED_IMATRIX}
+Recipe = GgufRecipe | TorchRecipe
+
+GGUF_PRESETS: Mapping[str, GgufRecipe] = MappingProxyType(
+    {name: GgufRecipe(type=name) for name in FILE_TYPES if name not in NEED_IMATRIX}
 )
+PRESETS: Mapping[str, Recipe] = MappingProxyType({**GGUF_PRESETS, **TORCH_PRESETS})
 
 
 def parse_recipe(spec: str | Mapping[str, object], *, local: bool = False) -> Recipe:
-    """A name ("q4_k_m"), or the fields of a Recipe as JSON has them. Raises BadRecipe.
+    """A name ("q4_k_m", "gptq-w4g128"), or the fields of a recipe as JSON has them. Raises BadRecipe.
 
     Only callers on this machine (command line, build process) pass `local`: it lets the recipe name a file.
     """
     if isinstance(spec, str):
         return _named(spec)
+    if "type" not in spec and (spec.get("method") or spec.get("format")):
+        return parse_torch(spec, local=local)
+    return _parse_gguf(spec, local)
+
+
+def _parse_gguf(spec: Mapping[str, object], local: bool) -> GgufRecipe:
     if unknown := sorted(shown(key) for key in spec if key not in _FIELDS):
         raise BadRecipe(f"a recipe has no field {', '.join(unknown)}; it has {', '.join(sorted(_FIELDS))}")
     for field, only in (("method", "llama"), ("format", "gguf")):
@@ -90,14 +97,16 @@ def parse_recipe(spec: str | Mapping[str, object], *, local: bool = False) -> Re
     if kind in NEED_IMATRIX and imatrix is None:
         raise BadRecipe(_needs_imatrix(kind))
     overrides = _overrides(spec.get("overrides", ()), kind, imatrix)
-    return Recipe(type=kind, overrides=overrides, imatrix=imatrix)
+    return GgufRecipe(type=kind, overrides=overrides, imatrix=imatrix)
 
 
 def _named(spec: str) -> Recipe:
+    if preset := TORCH_PRESETS.get(spec.strip().lower()):
+        return preset
     kind = _type_name(spec)
     if kind in NEED_IMATRIX:
         raise BadRecipe(_needs_imatrix(kind))
-    return PRESETS[kind]
+    return GGUF_PRESETS[kind]
 
 
 def _type_name(value: object) -> str:
@@ -107,7 +116,8 @@ def _type_name(value: object) -> str:
         raise BadRecipe("a recipe is a name such as q4_k_m, never a path or URL")
     name = value.strip().lower()
     if name not in FILE_TYPES:
-        near = difflib.get_close_matches(name[:40], FILE_TYPES, n=3, cutoff=0.4) or ["q4_k_m", "q8_0", "f16"]
+        known = [*FILE_TYPES, *TORCH_PRESETS]
+        near = difflib.get_close_matches(name[:40], known, n=3, cutoff=0.4) or ["q4_k_m", "q8_0", "f16"]
         raise BadRecipe(f"unknown recipe {shown(value[:40])}; did you mean {' or '.join(near)}?")
     return name
 
@@ -141,7 +151,7 @@ def _override(pair: object, imatrix: str | None) -> tuple[str, str]:
             pass
         case _:
             raise BadRecipe("an override is a pair of tensor-name pattern and type")
-    if not _is_plain(pattern):
+    if not is_plain(pattern):
         raise BadRecipe(f"override pattern {shown(pattern)} is no plain regular expression on tensor names")
     name = kind.lower()
     if name not in OVERRIDE_TYPES:
@@ -150,29 +160,3 @@ def _override(pair: object, imatrix: str | None) -> tuple[str, str]:
     if name in OVERRIDES_NEED_IMATRIX and imatrix is None:
         raise BadRecipe(_needs_imatrix(name))
     return pattern, name
-
-
-def _is_plain(pattern: str) -> bool:
-    if not _PATTERN.fullmatch(pattern) or _REPEATED_GROUP.search(pattern):
-        return False
-    if len(_REPEAT.findall(pattern)) > _MOST_REPEATS:
-        return False
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
-
-
-def _content_digest(path: str) -> str:
-    try:
-        status = Path(path).stat()
-        return _digest_of(path, status.st_size, status.st_mtime_ns, status.st_ino)
-    except (OSError, BadSource) as error:
-        raise BadRecipe("the imatrix file cannot be read") from error
-
-
-@lru_cache(maxsize=64)
-def _digest_of(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    with open_regular(Path(path)) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -13,7 +13,7 @@ class Scheme:
 
     @property
     def top(self) -> int:
-        """The largest code; codes are 0 to `top`, also of symmetric schemes, whose zero point is the middle."""
+        """The largest code. Symmetric schemes, too, have codes 0 to `top`: their zero point is the middle."""
         return (1 << self.bits) - 1
 
     @property

@@ -20,7 +20,6 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_k: int = 0  # 0: off
     min_p: float = 0.0
     seed: int = 0  # always set by the API (random where the client gave none)
-    reproducible: bool = False  # computed as if alone: the same bits whatever else runs
     presence_penalty: float = 0.0  # over generated tokens
     frequency_penalty: float = 0.0  # over generated tokens
     repetition_penalty: float = 1.0  # over prompt and generated tokens
@@ -52,6 +51,13 @@ class Tokenize(Struct, frozen=True, kw_only=True, tag=True):
     parse_special: bool  # read "<|im_end|>" in the text as the control token
 
 
+class Embed(Struct, frozen=True, kw_only=True, tag=True):
+    """Asked only of engines whose Ready names a width."""
+
+    id: str
+    tokens: tuple[int, ...]  # at least one
+
+
 class Shutdown(Struct, frozen=True, kw_only=True, tag=True):
     pass
 
@@ -65,7 +71,6 @@ class Limits(Struct, frozen=True, kw_only=True):
     kv_tokens: int  # tokens that all slots together may hold
     step_tokens: int  # tokens in one forward pass
     page: int = 16  # KV memory is counted, and shared, in pages of so many tokens
-    deterministic: bool = False  # every sequence is reproducible, asked for or not
 
     def __post_init__(self) -> None:
         if not 0 < self.running <= self.slots:
@@ -88,7 +93,7 @@ class Open(Struct, frozen=True, kw_only=True, tag=True):
     options: dict[str, str] = {}
 
 
-Command = Open | Generate | Abort | Tokenize | Shutdown
+Command = Open | Generate | Abort | Tokenize | Embed | Shutdown
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):
@@ -122,7 +127,12 @@ class Tokenized(Struct, frozen=True, kw_only=True, tag=True):
     tokens: tuple[int, ...]
 
 
-Event = Tokens | Failed | Tokenized  # about one request
+class Embedded(Struct, frozen=True, kw_only=True, tag=True):
+    id: str
+    vector: bytes  # float32, little-endian, of length 1
+
+
+Event = Tokens | Failed | Tokenized | Embedded  # about one request
 
 
 class Loading(Struct, frozen=True, kw_only=True, tag=True):
@@ -146,6 +156,7 @@ class Ready(Struct, frozen=True, kw_only=True, tag=True):
     limits: Limits
     backend: str
     text: ModelText | None = None  # set where the variant has no tokenizer.json
+    embedding: int | None = None  # numbers in an embedding; None: this engine makes none
 
 
 class OpenFailed(Struct, frozen=True, kw_only=True, tag=True):

@@ -9,7 +9,7 @@ from torch import Tensor
 from quant.layer import QuantizedLinear
 from quant.scheme import Scheme
 
-Tensors = Mapping[str, Tensor]  # by the part of the name that follows the module's: "qweight", "weight.absmax"
+Tensors = Mapping[str, Tensor]  # by what follows the module's name: "qweight", "weight.absmax"
 
 
 class Format(Protocol):
@@ -35,7 +35,7 @@ class Format(Protocol):
         ...
 
     def config(self, layers: Mapping[str, Scheme | None], kept: tuple[str, ...]) -> dict[str, Any]:
-        """The `quantization_config` of config.json for these quantized modules and those kept as they were."""
+        """The `quantization_config` of config.json, for these modules and those kept as they were."""
         ...
 
     def schemes(

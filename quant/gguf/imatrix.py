@@ -6,6 +6,7 @@ squares) and `NAME.counts`, and the older one of records (name, calls, values): 
 
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -15,9 +16,39 @@ import numpy.typing as npt
 from quant.errors import BadRecipe
 from quant.files import shown
 
-Importance = Mapping[str, npt.NDArray[np.float32]]
+Values = npt.NDArray[np.float32]
+Importance = Mapping[str, Values]
 MOST_ENTRIES = 1_000_000
 LONGEST_NAME = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """What an imatrix file holds, by name of a weight tensor of the GGUF file."""
+
+    squares: Mapping[str, Values]  # for each input column the sum of its squares
+    counts: Mapping[str, int]  # of tokens that were added up
+
+    @property
+    def importance(self) -> Importance:
+        """The mean squares, as `read_imatrix` reads them from the file."""
+        return {name: values / np.float32(self.counts[name]) for name, values in self.squares.items()}
+
+
+def write_imatrix(path: Path, sums: Sums, *, text: str, chunk_tokens: int) -> None:
+    """In llama.cpp's GGUF layout; same sums, same bytes. `text`: what it was collected from, in a word."""
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", [text])
+    writer.add_uint32("imatrix.chunk_count", max(sums.counts.values()) // chunk_tokens)
+    writer.add_uint32("imatrix.chunk_size", chunk_tokens)
+    for name, values in sums.squares.items():
+        writer.add_tensor(f"{name}.in_sum2", values.reshape(1, -1))
+        writer.add_tensor(f"{name}.counts", np.full((1, 1), sums.counts[name], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def read_imatrix(path: Path) -> Importance:
@@ -36,7 +67,7 @@ def read_imatrix(path: Path) -> Importance:
     return entries
 
 
-def _from_gguf(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+def _from_gguf(path: Path) -> Iterator[tuple[str, Values]]:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     for name, tensor in tensors.items():
         base = name.removesuffix(".in_sum2")
@@ -48,7 +79,7 @@ def _from_gguf(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         yield base, means.ravel()
 
 
-def _from_records(data: bytes) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+def _from_records(data: bytes) -> Iterator[tuple[str, Values]]:
     (entries,) = struct.unpack_from("<i", data)
     if not 0 < entries <= MOST_ENTRIES:
         raise ValueError(f"{entries} entries")

@@ -14,7 +14,7 @@ from quant.files import shown
 from quant.ggml import FILE_TYPES, FLOAT_TYPES, TENSOR_TYPES
 from quant.gguf.imatrix import Importance, read_imatrix
 from quant.gguf.native import Log, captured, library
-from quant.recipe import Recipe
+from quant.recipe import GgufRecipe
 
 STEP = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")  # llama.cpp says so before each tensor
 BUFFER = 512 * 2**20  # bytes of a tensor's rows in memory at once; the result is the same for any size
@@ -24,7 +24,12 @@ UNFIT = ("imatrix", "importance matrix", "no tensor type fallback")  # the recip
 
 
 def quantize(
-    source: Path, target: Path, recipe: Recipe, *, progress: Callable[[int, int], None], threads: int | None
+    source: Path,
+    target: Path,
+    recipe: GgufRecipe,
+    *,
+    progress: Callable[[int, int], None],
+    threads: int | None,
 ) -> None:
     """Write `target` from the GGUF file `source`. `progress(tensors begun, tensors)`. Same input, same bytes.
 
@@ -54,7 +59,7 @@ def _tensor_names(source: Path) -> tuple[str, ...]:
     return tuple(tensor.name for tensor in gguf.GGUFReader(source).tensors)
 
 
-def _check_names(names: Sequence[str], recipe: Recipe, importance: Importance) -> None:
+def _check_names(names: Sequence[str], recipe: GgufRecipe, importance: Importance) -> None:
     for pattern, _ in recipe.overrides:
         if not any(re.search(pattern, name) for name in names):
             raise BadRecipe(f"override pattern {shown(pattern)} matches no tensor of this model")
@@ -62,7 +67,7 @@ def _check_names(names: Sequence[str], recipe: Recipe, importance: Importance) -
         raise BadRecipe("the imatrix is of another model: it names none of this model's tensors")
 
 
-def _params(recipe: Recipe, importance: Importance, threads: int | None) -> Any:
+def _params(recipe: GgufRecipe, importance: Importance, threads: int | None) -> Any:
     """llama_model_quantize_params; ctypes keeps the arrays alive that it points to."""
     native = library()
     params = native.llama_model_quantize_default_params()
@@ -82,7 +87,7 @@ def _ended(kind: Any, rows: list[tuple[Any, ...]]) -> Any:
     return (kind * (len(rows) + 1))(*(kind(*row) for row in rows), kind())
 
 
-def _overrides(recipe: Recipe) -> list[tuple[Any, ...]]:
+def _overrides(recipe: GgufRecipe) -> list[tuple[Any, ...]]:
     return [(pattern.encode(), TENSOR_TYPES[kind].number) for pattern, kind in recipe.overrides]
 
 
@@ -94,7 +99,7 @@ def _matrices(importance: Importance) -> list[tuple[Any, ...]]:
 
 
 def _failure(
-    log: Log, recipe: Recipe, paths: Sequence[Path], free: int
+    log: Log, recipe: GgufRecipe, paths: Sequence[Path], free: int
 ) -> BadRecipe | BuildFailed | DiskFull:
     reason = _reason(log, paths)
     if any(word in reason for word in UNFIT):

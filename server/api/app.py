@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from quant.store import VariantStore
-from server.api import admin, chat, completions, health, metrics, models, tokens
+from server.api import admin, chat, completions, embeddings, health, metrics, models, tokens
 from server.api.auth import Keys, authenticate, caller_of
 from server.api.deps import Services
 from server.api.edge import Edge
@@ -24,6 +24,7 @@ from server.settings import Settings
 ROUTERS = (
     chat.router,
     completions.router,
+    embeddings.router,
     models.router,
     tokens.router,
     admin.router,

@@ -114,7 +114,6 @@ def sampling_params(
         top_k=max(0, _first(body.top_k, advice.top_k, 0)),
         min_p=_first(body.min_p, advice.min_p, 0.0),
         seed=secrets.randbits(SEED_BITS) if body.seed is None else body.seed % 2**SEED_BITS,
-        reproducible=body.seed is not None,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=_first(body.repetition_penalty, advice.repetition_penalty, 1.0),
@@ -157,7 +156,7 @@ async def _attempt(
     async with services.pool.acquire(name, wait_s=wait_s) as lease:
         planned = await plan(lease)
         requests = _requests(planned, lease)
-        _refuse_when_full(lease, services.settings.queue_limit)
+        refuse_when_full(lease, services.settings.queue_limit)
         tally = Tally(prompt=sum(len(prompt.tokens) for prompt in planned.prompts))
         meter.begin(lease.variant, tally.prompt)
         runs = [_run(lease, planned, request, index, tally, meter) for index, request in enumerate(requests)]
@@ -247,7 +246,7 @@ def _check_token(token: int, text: TextModel, param: str) -> None:
         raise RequestError(f"{param}: token ids of this model are 0 to {text.vocab_size - 1}", param=param)
 
 
-def _refuse_when_full(lease: Lease, queue_limit: int) -> None:
+def refuse_when_full(lease: Lease, queue_limit: int) -> None:
     """A request of many sequences is let in whole: the queue may exceed its limit by one request."""
     queued = lease.engine.requests - lease.engine.ready.limits.running
     if queued >= queue_limit:

@@ -1,10 +1,30 @@
 """What a backend tells about itself before anything heavy is imported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from server.engine.step import Executor
 from server.types import ModelText, Open
+
+
+class Embedder(Protocol):
+    """Makes embeddings with the weights of an executor, in KV memory of its own."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        ...
+
+    def embed(self, tokens: Sequence[int]) -> bytes:
+        """Of at least one and at most a context of tokens: float32, little-endian, of length 1.
+
+        Raises StepFailed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Called before the executor's."""
+        ...
 
 
 class Opened(Protocol):
@@ -15,6 +35,11 @@ class Opened(Protocol):
 
     @property
     def text(self) -> ModelText | None: ...
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """None where this backend makes no embeddings."""
+        ...
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Raises RequestError where `text` is None (the web process tokenizes)."""

@@ -5,6 +5,8 @@ shared pages and holds two steps in flight (paged KV on a GPU). Both "predict" t
 before, so that a wrong position, a lost token, a leaked page or a mixed-up slot changes the text.
 """
 
+import math
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -177,10 +179,25 @@ class ToyExecutor:
         self.memory.close()
 
 
+class ToyEmbedder:
+    """Tells texts apart by how often each of four kinds of token is in them."""
+
+    width = 4
+
+    def embed(self, tokens: Sequence[int]) -> bytes:
+        counts = [1.0 + sum(token % self.width == kind for token in tokens) for kind in range(self.width)]
+        length = math.hypot(*counts)
+        return struct.pack(f"<{self.width}f", *(count / length for count in counts))
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class ToyOpened:
     executor: Executor
     text: ModelText
+    embedder: ToyEmbedder | None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         if "\x00" in text:
@@ -201,7 +218,10 @@ TEXT = ModelText(
 
 @dataclass(frozen=True)
 class ToyBackend:
-    """Opens anything. Options: `delay_s` for each step, `fail_at` (comma-separated step numbers)."""
+    """Opens anything. Options: `delay_s` for each step, `fail_at` (comma-separated step numbers).
+
+    Only the rows make embeddings: not every backend does.
+    """
 
     name: str
     memory: type[Rows] | type[Pages]
@@ -222,7 +242,7 @@ class ToyBackend:
         progress(1.0)
         fail_at = frozenset(int(n) for n in spec.options.get("fail_at", "").split(",") if n)
         executor = ToyExecutor(self.memory(limits), float(spec.options.get("delay_s", "0")), fail_at)
-        return ToyOpened(executor, TEXT)
+        return ToyOpened(executor, TEXT, ToyEmbedder() if self.memory is Rows else None)
 
 
 ROWS = ToyBackend("toy-rows", Rows)

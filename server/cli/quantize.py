@@ -46,7 +46,7 @@ def _read_recipe(text: str, imatrix: Path | None) -> "Recipe":
     from quant.errors import BadRecipe
     from quant.recipe import parse_recipe
 
-    spec: Any = {"type": text}
+    spec: Any = {"type": text} if imatrix else text
     if text.lstrip().startswith("{"):
         try:
             spec = json.loads(text)

@@ -2,15 +2,17 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from server.engine.scheduler import Scheduler
 from server.engine.step import Batch, Executor, StepFailed
-from server.errors import ServerError
+from server.errors import EngineFailed, ServerError
 from server.types import (
     Abort,
     Command,
+    Embed,
+    Embedded,
     Event,
     Events,
     Failed,
@@ -36,6 +38,13 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 
 
+class Embedder(Protocol):
+    """What the loop needs of server.backends.base.Embedder, which lies on a higher floor."""
+
+    def embed(self, tokens: Sequence[int]) -> bytes: ...
+    def close(self) -> None: ...
+
+
 class EngineLoop:
     """Runs until it is told to shut down; a failed step fails one sequence, never the loop."""
 
@@ -45,11 +54,14 @@ class EngineLoop:
         inbox: Inbox,
         send: Callable[[Reply], None],
         tokenize: Tokenizer | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self.executor = executor
         self.inbox = inbox
         self.send = send
         self.tokenize = tokenize
+        self.embedder = embedder
+        self._embeds: dict[str, Embed] = {}  # in order of arrival
         self.scheduler = Scheduler(executor.limits)
         self._flying: deque[tuple[Batch, object]] = deque()
         self._outbox: list[Event] = []
@@ -60,12 +72,19 @@ class EngineLoop:
     def run(self) -> None:
         try:
             while not self._stopping:
-                for command in self.inbox.drain(block=not self.scheduler.busy and not self._flying):
+                for command in self.inbox.drain(block=not self._busy):
                     self._obey(command)
                 self._step()
+                self._embed_one()
                 self._flush()
         finally:
+            if self.embedder is not None:
+                self.embedder.close()
             self.executor.close()
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self.scheduler.busy or self._flying or self._embeds)
 
     # -- commands ---------------------------------------------------------------------------------
 
@@ -74,10 +93,14 @@ class EngineLoop:
             case Generate():
                 self._accept(command)
             case Abort(id=request_id):
+                if self._embeds.pop(request_id, None) is not None:
+                    return
                 if (event := self.scheduler.abort(request_id)) is not None:
                     self._emit([event])
             case Tokenize():
                 self._tokenize(command)
+            case Embed():
+                self._embeds[command.id] = command
             case Shutdown():
                 self._stopping = True
             case Open():
@@ -100,6 +123,22 @@ class EngineLoop:
             self._emit([Failed(id=command.id, code=error.code, message=str(error))])
             return
         self._emit([Tokenized(id=command.id, tokens=tuple(tokens))])
+
+    def _embed_one(self) -> None:
+        """One text a turn: a long list of them delays each running stream by one text only."""
+        if not self._embeds:
+            return
+        command = self._embeds.pop(next(iter(self._embeds)))
+        try:
+            if self.embedder is None:
+                raise ServerError("this engine makes no embeddings")
+            vector = self.embedder.embed(command.tokens)
+        except ServerError as error:
+            self._emit([Failed(id=command.id, code=error.code, message=str(error))])
+        except StepFailed as failure:
+            self._emit([Failed(id=command.id, code=EngineFailed.code, message=str(failure))])
+        else:
+            self._emit([Embedded(id=command.id, vector=vector)])
 
     # -- steps ------------------------------------------------------------------------------------
 

@@ -3,9 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Salt, adapter, reproducible: prefixes are shared only inside one. What was computed in company differs in
-# its last bits from what is computed alone, so that a reproducible sequence must not start from it.
-Family = tuple[str, str | None, bool]
+Family = tuple[str, str | None]  # salt and adapter: prefixes are shared only inside one
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
 from server.errors import EngineDied, EngineFailed, OpenError, RequestError, ServerError, by_code
 from server.process.child import describe_exit, engine_environment, python_module
@@ -18,6 +18,8 @@ from server.process.wire import BrokenWire, FrameTooLong, frame, read_reply
 from server.types import (
     Abort,
     Command,
+    Embed,
+    Embedded,
     Event,
     Events,
     Failed,
@@ -154,6 +156,20 @@ class EngineClient:
                 raise _trouble(event)
             return list(event.tokens)
 
+    async def embed(self, tokens: Sequence[int]) -> bytes:
+        """The embedding of a text's tokens: float32, little-endian. Cancelling takes it from the queue."""
+        command = Embed(id=f"embed-{next(self._numbers)}", tokens=tuple(tokens))
+        with self._inbox(command) as inbox:
+            try:
+                event = await inbox.get()
+            except asyncio.CancelledError:
+                if not self.dead:
+                    self._send(Abort(id=command.id))
+                raise
+            if not isinstance(event, Embedded):
+                raise _trouble(event)
+            return event.vector
+
     async def stop(self) -> None:
         """Ask, then tell, then kill; returns when the process is gone and reaped. May be called again."""
         if self._stopping is None:
@@ -161,7 +177,7 @@ class EngineClient:
         await asyncio.shield(self._stopping)
 
     @contextlib.contextmanager
-    def _inbox(self, command: Generate | Tokenize) -> Iterator[asyncio.Queue[Event | EngineDied]]:
+    def _inbox(self, command: Generate | Tokenize | Embed) -> Iterator[asyncio.Queue[Event | EngineDied]]:
         """Send a request and collect its events. Raises EngineDied where nobody is there to take it."""
         if self.dead or self._stopping is not None:
             raise EngineDied("the engine is not running")

@@ -39,8 +39,16 @@ def main(fd: int, parent: int) -> int:
     opened = _open(spec, wire)
     if opened is None:
         return 1
-    wire.send(Ready(limits=opened.executor.limits, backend=spec.backend, text=opened.text))
-    EngineLoop(opened.executor, wire, wire.send, tokenize=opened.tokenize).run()
+    embedder = opened.embedder
+    wire.send(
+        Ready(
+            limits=opened.executor.limits,
+            backend=spec.backend,
+            text=opened.text,
+            embedding=None if embedder is None else embedder.width,
+        )
+    )
+    EngineLoop(opened.executor, wire, wire.send, tokenize=opened.tokenize, embedder=embedder).run()
     return 0
 
 

@@ -24,7 +24,7 @@ from quant.gguf.header import read_header
 from quant.pipeline import Outcome, build_variant, require_room, variant_key
 from quant.plan import base_type, sizes
 from quant.progress import Progress, Report, ignore
-from quant.recipe import parse_recipe
+from quant.recipe import GGUF_PRESETS, parse_recipe
 from quant.safetensors_header import read_header as read_safetensors
 from quant.source import open_source
 from quant.store import VariantStore
@@ -36,7 +36,7 @@ BUILDER = """
 import sys
 from pathlib import Path
 from quant.pipeline import build_variant
-from quant.recipe import parse_recipe
+from quant.recipe import GGUF_PRESETS, parse_recipe
 from quant.source import open_source
 from quant.store import VariantStore
 
@@ -138,7 +138,7 @@ def test_another_recipe_is_another_variant(model: Path, cache: Path) -> None:
 def test_the_estimate_of_room_is_enough(model: Path, cache: Path) -> None:
     source = open_source(str(model), cache=cache)
     for recipe in ("f32", "f16", "q8_0", "q6_k", "q4_k_m", "q2_k", "tq1_0", "iq4_nl"):
-        needed = sizes(source, parse_recipe(recipe))
+        needed = sizes(source, GGUF_PRESETS[recipe])
         built = build(model, recipe, cache).variant.path / "model.gguf"
         header = (needed.texts + 65536) if recipe != "f32" else 1 << 20
         assert built.stat().st_size <= needed.model + header
@@ -310,7 +310,7 @@ import json, os, sys
 from pathlib import Path
 from quant.errors import QuantError
 from quant.pipeline import build_variant
-from quant.recipe import parse_recipe
+from quant.recipe import GGUF_PRESETS, parse_recipe
 from quant.source import open_source
 from quant.store import VariantStore
 

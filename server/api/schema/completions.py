@@ -13,7 +13,7 @@ DEFAULT_TOKENS = 16  # OpenAI's, for this route
 Prompt = str | list[TokenId]
 
 
-def _as_prompts(value: Any) -> Any:
+def as_prompts(value: Any) -> Any:
     """One text or one list of token ids becomes a list of one prompt."""
     match value:
         case str():
@@ -39,7 +39,7 @@ class CompletionRequest(Sampling):
         "timeout": (),
     }
 
-    prompt: Annotated[list[Prompt], BeforeValidator(_as_prompts), Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: Annotated[list[Prompt], BeforeValidator(as_prompts), Field(min_length=1, max_length=MAX_PROMPTS)]
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT64)] = DEFAULT_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool = False

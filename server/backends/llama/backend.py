@@ -6,13 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.backends.llama.options import PAGE, Options, cells, parse_options
+from server.backends.llama.options import Options, cells, parse_options
 from server.backends.llama.threads import allowed_threads
 from server.engine.step import Executor
 from server.errors import OpenError, RequestError
 from server.types import Limits, ModelText, Open
 
 if TYPE_CHECKING:
+    from server.backends.llama.embedder import LlamaEmbedder
     from server.backends.llama.model import LlamaModel
 
 MOST_SLOTS = 256  # llama.cpp's own limit of sequences in one context
@@ -23,6 +24,7 @@ class LlamaOpened:
     executor: Executor
     text: ModelText | None
     model: "LlamaModel"
+    embedder: "LlamaEmbedder"
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         if self.text is None:
@@ -43,6 +45,7 @@ class LlamaBackend:
         The engine has the tokenizer where there is no tokenizer.json beside the model. Raises OpenError.
         """
         from server.backends.llama.context import LlamaContext
+        from server.backends.llama.embedder import LlamaEmbedder
         from server.backends.llama.executor import LlamaExecutor
         from server.backends.llama.model import LlamaModel
 
@@ -57,7 +60,9 @@ class LlamaBackend:
             model.close()
             raise
         text = None if tokenizer_beside else model.text()
-        return LlamaOpened(LlamaExecutor(model, context, limits), text, model)
+        embedder = LlamaEmbedder(model, limits.context, threads)
+        executor = LlamaExecutor(model, context, limits, deterministic=options.deterministic)
+        return LlamaOpened(executor, text, model, embedder)
 
 
 def _locate(variant: Path) -> tuple[Path, bool]:
@@ -72,18 +77,12 @@ def limits_for(spec: Open, options: Options, model_context: int) -> Limits:
     """What the engine will hold. Raises OpenError for a combination that cannot work."""
     context = spec.context or model_context
     slots, kv_tokens = _memory(spec, options, context)
-    step_tokens = min(max(options.step_tokens, spec.parallel + PAGE), cells(kv_tokens))
+    step_tokens = min(max(options.step_tokens, spec.parallel + 1), cells(kv_tokens))
     if slots > MOST_SLOTS:
         raise OpenError(f"{slots} slots; llama.cpp holds at most {MOST_SLOTS} sequences")
     try:
         return Limits(
-            running=spec.parallel,
-            slots=slots,
-            context=context,
-            kv_tokens=kv_tokens,
-            step_tokens=step_tokens,
-            page=PAGE,
-            deterministic=options.deterministic,
+            running=spec.parallel, slots=slots, context=context, kv_tokens=kv_tokens, step_tokens=step_tokens
         )
     except ValueError as error:
         raise OpenError(str(error)) from None

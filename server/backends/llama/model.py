@@ -28,6 +28,7 @@ class LlamaModel:
         self.vocab_size: int = self.library.llama_vocab_n_tokens(self._vocab)
         self.context: int = self.library.llama_model_n_ctx_train(self.handle)
         self._buffer = ctypes.create_string_buffer(LONGEST_PIECE)
+        self.pooling = self._metadata(f"{self._metadata('general.architecture')}.pooling_type")
 
     def close(self) -> None:
         if self.handle:
@@ -66,6 +67,11 @@ class LlamaModel:
             add_bos=bool(lib.llama_vocab_get_add_bos(vocab)),
             space_first=bool(letter) and pieces[letter[0]].startswith(b" "),
         )
+
+    def _metadata(self, key: str) -> str:
+        """A value of the file's metadata as text; empty where there is none."""
+        size = self.library.llama_model_meta_val_str(self.handle, key.encode(), self._buffer, LONGEST_PIECE)
+        return self._buffer.value.decode("utf-8", "replace") if size >= 0 else ""
 
     def _piece(self, token: int) -> bytes:
         """The token's bytes as llama.cpp writes them, with the space that starts a SentencePiece word."""

@@ -13,7 +13,7 @@ import transformers
 from quant.errors import BadRecipe, BuildFailed
 from quant.gguf.imatrix import read_imatrix
 from quant.gguf.kquant import quantize
-from quant.recipe import PRESETS, Recipe
+from quant.recipe import GGUF_PRESETS, GgufRecipe
 from tests.quant.gguf.support import checkpoint, converted, llama_greedy, llama_logits, reference, worst
 
 PROMPT = [1, 50, 60, 70]
@@ -34,7 +34,7 @@ def bases(
     return base
 
 
-def quantized(base: Path, target: Path, recipe: Recipe) -> dict[str, str]:
+def quantized(base: Path, target: Path, recipe: GgufRecipe) -> dict[str, str]:
     """Types by tensor."""
     seen: list[tuple[int, int]] = []
     quantize(base, target, recipe, progress=lambda done, total: seen.append((done, total)), threads=2)
@@ -44,23 +44,23 @@ def quantized(base: Path, target: Path, recipe: Recipe) -> dict[str, str]:
     return {} if reader is None else {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
 
 
-@pytest.mark.parametrize("kind", PRESETS)
+@pytest.mark.parametrize("kind", GGUF_PRESETS)
 def test_every_type_builds_and_generates(kind: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     target = tmp_path / "any.gguf"
-    quantized(bases("tiny-chat"), target, PRESETS[kind])
+    quantized(bases("tiny-chat"), target, GGUF_PRESETS[kind])
     assert np.isfinite(llama_logits(target, PROMPT)).all()
     assert len(llama_greedy(target, PROMPT, 8)) == 8
 
 
-@pytest.mark.parametrize("kind", PRESETS)
+@pytest.mark.parametrize("kind", GGUF_PRESETS)
 def test_rows_of_odd_lengths(kind: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     """64 and 172 columns fit no k-quant: llama.cpp falls back, or the recipe is refused."""
     target = tmp_path / "odd.gguf"
     if kind == "q1_0":  # blocks of 128, and llama.cpp has no fallback
         with pytest.raises(BadRecipe, match="q1_0: no tensor type fallback"):
-            quantized(bases("stories260K"), target, PRESETS[kind])
+            quantized(bases("stories260K"), target, GGUF_PRESETS[kind])
         return
-    quantized(bases("stories260K"), target, PRESETS[kind])
+    quantized(bases("stories260K"), target, GGUF_PRESETS[kind])
     assert np.isfinite(llama_logits(target, PROMPT)).all()
     assert len(llama_greedy(target, PROMPT, 8)) == 8
 
@@ -72,7 +72,7 @@ def test_the_same_bytes_twice_and_on_any_number_of_threads(
         quantize(
             bases("tiny-chat"),
             tmp_path / f"{threads}.gguf",
-            PRESETS["q6_k"],
+            GGUF_PRESETS["q6_k"],
             progress=lambda _done, _total: None,
             threads=threads,
         )
@@ -84,13 +84,13 @@ def test_windowed_layers_survive_quantizing(tmp_path: Path) -> None:
     config: dict[str, Any] = {"sliding_window": 9}
     folder = checkpoint(tmp_path / "source", transformers.MistralForCausalLM, **config)
     base = converted(folder, tmp_path / "base.gguf")
-    quantized(base, tmp_path / "f16.gguf", PRESETS["f16"])
+    quantized(base, tmp_path / "f16.gguf", GGUF_PRESETS["f16"])
     tokens = list(range(30))
     assert worst(llama_logits(tmp_path / "f16.gguf", tokens), reference(folder, tokens)) <= 1e-2
 
 
 def test_types_by_tensor(bases: Callable[[str], Path], tmp_path: Path) -> None:
-    recipe = Recipe(type="q8_0", overrides=(("ffn_down", "q4_0"), (r"blk\.0\.attn_v", "f16")))
+    recipe = GgufRecipe(type="q8_0", overrides=(("ffn_down", "q4_0"), (r"blk\.0\.attn_v", "f16")))
     types = quantized(bases("tiny-chat"), tmp_path / "mixed.gguf", recipe)
     assert {kind for name, kind in types.items() if "ffn_down" in name} == {"Q4_0"}
     assert types["blk.0.attn_v.weight"] == "F16"
@@ -100,15 +100,15 @@ def test_types_by_tensor(bases: Callable[[str], Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        (Recipe(type="q4_k_m", overrides=(("no_such_tensor", "q8_0"),)), "no_such_tensor"),
-        (Recipe(type="f16", overrides=(("ffn_down", "q8_0"),)), "no overrides"),
-        (Recipe(type="iq2_xxs"), "imatrix"),
-        (Recipe(type="q4_k_m", overrides=(("ffn_down", "iq1_s"),)), "imatrix"),
+        (GgufRecipe(type="q4_k_m", overrides=(("no_such_tensor", "q8_0"),)), "no_such_tensor"),
+        (GgufRecipe(type="f16", overrides=(("ffn_down", "q8_0"),)), "no overrides"),
+        (GgufRecipe(type="iq2_xxs"), "imatrix"),
+        (GgufRecipe(type="q4_k_m", overrides=(("ffn_down", "iq1_s"),)), "imatrix"),
     ],
     ids=["no tensor", "float", "no imatrix", "override without imatrix"],
 )
 def test_recipes_that_fit_not_are_refused(
-    recipe: Recipe, words: str, bases: Callable[[str], Path], tmp_path: Path
+    recipe: GgufRecipe, words: str, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(BadRecipe, match=words) as caught:
         quantized(bases("tiny-chat"), tmp_path / "no.gguf", recipe)
@@ -165,7 +165,7 @@ def test_both_layouts_of_an_imatrix_say_the_same(bases: Callable[[str], Path], t
 def test_an_imatrix_allows_the_smallest_types(bases: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "imatrix.dat").write_bytes(records(importance(bases("tiny-chat")), 1))
     overrides = ((r"blk\.5\.ffn_up", "iq2_xxs"),)
-    recipe = Recipe(type="q8_0", overrides=overrides, imatrix=str(tmp_path / "imatrix.dat"))
+    recipe = GgufRecipe(type="q8_0", overrides=overrides, imatrix=str(tmp_path / "imatrix.dat"))
     types = quantized(bases("tiny-chat"), tmp_path / "small.gguf", recipe)
     assert types["blk.5.ffn_up.weight"] == "IQ2_XXS"
     assert np.isfinite(llama_logits(tmp_path / "small.gguf", PROMPT)).all()
@@ -176,7 +176,7 @@ def test_an_imatrix_changes_the_codes(bases: Callable[[str], Path], tmp_path: Pa
     (tmp_path / "imatrix.dat").write_bytes(records(importance(bases("tiny-chat")), 1))
     codes = []
     for imatrix in (None, str(tmp_path / "imatrix.dat")):
-        recipe = Recipe(type="q8_0", overrides=((name, "q4_0"),), imatrix=imatrix)
+        recipe = GgufRecipe(type="q8_0", overrides=((name, "q4_0"),), imatrix=imatrix)
         quantized(bases("tiny-chat"), tmp_path / "any.gguf", recipe)
         tensors = gguf.GGUFReader(tmp_path / "any.gguf").tensors
         codes.append(next(tensor.data.tobytes() for tensor in tensors if tensor.name == name))
@@ -210,7 +210,7 @@ def test_an_imatrix_of_another_model_is_refused(bases: Callable[[str], Path], tm
         quantized(
             bases("tiny-chat"),
             tmp_path / "no.gguf",
-            Recipe(type="q4_0", imatrix=str(tmp_path / "imatrix.dat")),
+            GgufRecipe(type="q4_0", imatrix=str(tmp_path / "imatrix.dat")),
         )
 
 
@@ -219,7 +219,11 @@ def test_llama_cpps_reason_is_told_in_one_line(tmp_path: Path) -> None:
     broken.write_bytes(b"no GGUF at all")
     with pytest.raises(BuildFailed) as caught:
         quantize(
-            broken, tmp_path / "out.gguf", PRESETS["q4_0"], progress=lambda _done, _total: None, threads=1
+            broken,
+            tmp_path / "out.gguf",
+            GGUF_PRESETS["q4_0"],
+            progress=lambda _done, _total: None,
+            threads=1,
         )
     message = str(caught.value)
     assert "llama.cpp could not make q4_0: " in message
@@ -232,4 +236,6 @@ def test_a_watcher_that_gives_up_is_heard(bases: Callable[[str], Path], tmp_path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize(bases("stories260K"), tmp_path / "out.gguf", PRESETS["q4_0"], progress=give_up, threads=1)
+        quantize(
+            bases("stories260K"), tmp_path / "out.gguf", GGUF_PRESETS["q4_0"], progress=give_up, threads=1
+        )

@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from server.backends.toy import Pages, Rows, ToyExecutor, predict
+from server.backends.toy import Pages, Rows, ToyEmbedder, ToyExecutor, predict
 from server.engine.loop import EngineLoop
 from server.types import (
     Command,
+    Embedded,
     Event,
     Events,
     Failed,
@@ -55,7 +56,7 @@ class Run:
     def final(self, request_id: str) -> Event:
         """The last event, after checking that no other ends the request."""
         *others, last = self.events[request_id]
-        assert isinstance(last, Failed | Tokenized) or last.finish is not None
+        assert isinstance(last, Failed | Tokenized | Embedded) or last.finish is not None
         assert all(isinstance(event, Tokens) and event.finish is None for event in others)
         return last
 
@@ -65,6 +66,7 @@ def run(
     timed: Mapping[int, list[Command]],
     limits: Limits,
     fail_at: frozenset[int] = frozenset(),
+    embedder: ToyEmbedder | None = None,
 ) -> Run:
     executor = ToyExecutor(MEMORIES[backend](limits), fail_at=fail_at)
     result: Run
@@ -79,7 +81,7 @@ def run(
             case _:
                 raise AssertionError(reply)
 
-    result = Run(executor, EngineLoop(executor, Script(timed), send))
+    result = Run(executor, EngineLoop(executor, Script(timed), send, embedder=embedder))
     result.loop.run()
     return result
 

@@ -2,11 +2,13 @@
 
 import pytest
 
-from server.backends.toy import Rows, ToyExecutor
+from server.backends.toy import Rows, ToyEmbedder, ToyExecutor
 from server.engine.scheduler import Scheduler
 from server.types import (
     Abort,
     Command,
+    Embed,
+    Embedded,
     Failed,
     Generate,
     Limits,
@@ -134,3 +136,19 @@ def test_an_engine_without_tokenizer_says_so() -> None:
     (event,) = result.events["t"]
     assert isinstance(event, Failed)
     assert not isinstance(event, Tokenized)
+
+
+def test_embeddings_are_made_between_steps_and_taken_back_when_nobody_waits() -> None:
+    commands: dict[int, list[Command]] = {
+        0: [ask("r", (1, 2), 8), *(Embed(id=f"e{n}", tokens=(n, n + 1)) for n in range(3)), Abort(id="e2")]
+    }
+    result = run("toy-rows", commands, LIMITS, embedder=ToyEmbedder())
+    assert result.text("r") == alone(ask("r", (1, 2), 8), 64)
+    for n in range(2):
+        assert result.events[f"e{n}"] == [Embedded(id=f"e{n}", vector=ToyEmbedder().embed((n, n + 1)))]
+    assert "e2" not in result.events
+
+
+def test_an_engine_without_embeddings_refuses_them() -> None:
+    result = run("toy-rows", {0: [Embed(id="e", tokens=(1,))]}, LIMITS)
+    assert [type(event) for event in result.events["e"]] == [Failed]

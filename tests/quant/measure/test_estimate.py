@@ -1,0 +1,75 @@
+"""Means over chunks and their errors: small cases by hand, and that the errors are as large as they say."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quant.measure.estimate import mean, mean_difference, quantile
+
+Numbers = st.lists(
+    st.lists(st.integers(-100, 100), min_size=1, max_size=5).map(np.array), min_size=2, max_size=6
+)
+
+
+def test_by_hand() -> None:
+    chunks = [np.array([1.0, 3.0]), np.array([5.0, 7.0])]
+    estimate = mean(chunks)
+    assert estimate.value == 4.0
+    # chunk sums 4 and 12 against 8 expected: spread -4 and 4, variance 2 * 32, over 4 tokens
+    assert estimate.error == math.sqrt(2 * 32) / 4
+
+
+def test_of_equal_chunks_it_is_the_error_of_their_means() -> None:
+    chunks = np.random.default_rng(1).normal(size=(20, 50))
+    means = chunks.mean(axis=1)
+    assert mean(list(chunks)).error == pytest.approx(means.std(ddof=1) / math.sqrt(20))
+
+
+def test_one_chunk_has_no_error() -> None:
+    assert mean([np.ones(4)]).error == math.inf
+    assert quantile([np.ones(4)], 0.5).error == math.inf
+
+
+@settings(max_examples=50, deadline=None)
+@given(Numbers)
+def test_of_a_thing_and_itself_no_difference(chunks: list[np.ndarray]) -> None:
+    estimate = mean_difference(chunks, chunks)
+    assert (estimate.value, estimate.error) == (0.0, 0.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(Numbers, st.integers(-50, 50))
+def test_a_constant_difference_is_certain(chunks: list[np.ndarray], step: int) -> None:
+    estimate = mean_difference([chunk + step for chunk in chunks], chunks)
+    assert estimate.value == pytest.approx(step, abs=1e-9)
+    assert estimate.error == pytest.approx(0, abs=1e-9)
+
+
+def test_unlike_chunks_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        mean_difference([np.ones(3)], [np.ones(3), np.ones(3)])
+    with pytest.raises(ValueError, match="broadcast"):
+        mean_difference([np.ones(3)], [np.ones(4)])
+
+
+@pytest.mark.parametrize("tokens", [1, 30])
+def test_errors_are_right_for_tokens_that_are_alike(tokens: int) -> None:
+    """Of 400 samples about 68 % lie within one error of the truth, though a chunk's tokens share a level."""
+    random = np.random.default_rng(2)
+    inside = 0
+    for _ in range(400):
+        chunks = list(random.normal(size=(25, 1)) + random.normal(size=(25, tokens)))
+        estimate = mean(chunks)
+        inside += abs(estimate.value) < estimate.error
+    assert 0.60 < inside / 400 < 0.75
+
+
+def test_quantiles() -> None:
+    random = np.random.default_rng(3)
+    estimates = [quantile(list(random.exponential(size=(30, 40))), 0.9) for _ in range(40)]
+    values = [estimate.value for estimate in estimates]
+    assert np.mean(values) == pytest.approx(math.log(10), rel=0.03)
+    assert np.mean([e.error for e in estimates]) == pytest.approx(np.std(values, ddof=1), rel=0.35)
