@@ -20,6 +20,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_k: int = 0  # 0: off
     min_p: float = 0.0
     seed: int = 0  # always set by the API (random where the client gave none)
+    reproducible: bool = False  # computed as if alone: the same bits whatever else runs
     presence_penalty: float = 0.0  # over generated tokens
     frequency_penalty: float = 0.0  # over generated tokens
     repetition_penalty: float = 1.0  # over prompt and generated tokens
@@ -71,6 +72,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     kv_tokens: int  # tokens that all slots together may hold
     step_tokens: int  # tokens in one forward pass
     page: int = 16  # KV memory is counted, and shared, in pages of so many tokens
+    deterministic: bool = False  # every sequence is reproducible, asked for or not
 
     def __post_init__(self) -> None:
         if not 0 < self.running <= self.slots:

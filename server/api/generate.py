@@ -114,6 +114,7 @@ def sampling_params(
         top_k=max(0, _first(body.top_k, advice.top_k, 0)),
         min_p=_first(body.min_p, advice.min_p, 0.0),
         seed=secrets.randbits(SEED_BITS) if body.seed is None else body.seed % 2**SEED_BITS,
+        reproducible=body.seed is not None,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=_first(body.repetition_penalty, advice.repetition_penalty, 1.0),

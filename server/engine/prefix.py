@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-Family = tuple[str, str | None]  # salt and adapter: prefixes are shared only inside one
+# Salt, adapter, reproducible: prefixes are shared only inside one. What was computed in company differs in
+# its last bits from what is computed alone, so that a reproducible sequence must not start from it.
+Family = tuple[str, str | None, bool]
 
 
 @dataclass(slots=True)

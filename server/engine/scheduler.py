@@ -7,6 +7,8 @@ behind. Finished sequences stay in their slots as cached prefixes until the room
 
 from bisect import insort
 
+from msgspec.structs import replace
+
 from server.engine.prefix import Resident, best_match
 from server.engine.sequence import Sequence
 from server.engine.slots import SlotPool
@@ -61,6 +63,8 @@ class Scheduler:
             )
         if request.id in self._sequences:
             raise RequestError("a request with this id is running")
+        if self.limits.deterministic:
+            request = replace(request, params=replace(request.params, reproducible=True))
         limit = min(room, size + request.params.max_tokens)
         sequence = Sequence(request, self._arrivals, limit, list(request.prompt))
         if request.params.prompt_logprobs is not None:
@@ -97,11 +101,17 @@ class Scheduler:
         return sequence.wants_more or sequence.computed < sequence.prompt_tokens
 
     def _chunk(self, sequence: Sequence, budget: int) -> int:
-        """Tokens to compute now. Prompts are cut at page borders, whatever else is in the step."""
+        """Tokens to compute now. Prompts are cut at page borders, whatever else is in the step.
+
+        Where a step leaves less than a page, a reproducible one waits for a step that leaves more.
+        """
         if sequence.pending <= budget:
             return sequence.pending
         aligned = budget - (sequence.computed + budget) % self.limits.page
-        return aligned if aligned > 0 else budget
+        if aligned > 0:
+            return aligned
+        comes = self.limits.step_tokens >= self.limits.running + self.limits.page
+        return 0 if comes and sequence.params.reproducible else budget
 
     def _row(self, sequence: Sequence, take: int) -> Row:
         assert sequence.slot is not None

@@ -30,7 +30,7 @@ class Sequence:
 
     @property
     def family(self) -> Family:
-        return (self.request.salt, self.request.adapter)
+        return (self.request.salt, self.request.adapter, self.params.reproducible)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -49,9 +49,14 @@ class Sequence:
 
     @property
     def resident(self) -> Resident:
-        """What its slot holds. Only while it is running."""
+        """What its slot holds that others may start from. Only while it is running.
+
+        The answer was computed token by token. As part of a prompt it would be computed in pieces, with other
+        last bits: a reproducible sequence shares its prompt alone.
+        """
         assert self.slot is not None
-        return Resident(self.slot, self.tokens, self.known, self.family)
+        held = min(self.known, self.prompt_tokens) if self.params.reproducible else self.known
+        return Resident(self.slot, self.tokens, held, self.family)
 
     @property
     def wants_more(self) -> bool:

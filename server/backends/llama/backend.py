@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.backends.llama.options import Options, cells, parse_options
+from server.backends.llama.options import PAGE, Options, cells, parse_options
 from server.backends.llama.threads import allowed_threads
 from server.engine.step import Executor
 from server.errors import OpenError, RequestError
@@ -61,7 +61,7 @@ class LlamaBackend:
             raise
         text = None if tokenizer_beside else model.text()
         embedder = LlamaEmbedder(model, limits.context, threads)
-        executor = LlamaExecutor(model, context, limits, deterministic=options.deterministic)
+        executor = LlamaExecutor(model, context, limits)
         return LlamaOpened(executor, text, model, embedder)
 
 
@@ -77,12 +77,18 @@ def limits_for(spec: Open, options: Options, model_context: int) -> Limits:
     """What the engine will hold. Raises OpenError for a combination that cannot work."""
     context = spec.context or model_context
     slots, kv_tokens = _memory(spec, options, context)
-    step_tokens = min(max(options.step_tokens, spec.parallel + 1), cells(kv_tokens))
+    step_tokens = min(max(options.step_tokens, spec.parallel + PAGE), cells(kv_tokens))
     if slots > MOST_SLOTS:
         raise OpenError(f"{slots} slots; llama.cpp holds at most {MOST_SLOTS} sequences")
     try:
         return Limits(
-            running=spec.parallel, slots=slots, context=context, kv_tokens=kv_tokens, step_tokens=step_tokens
+            running=spec.parallel,
+            slots=slots,
+            context=context,
+            kv_tokens=kv_tokens,
+            step_tokens=step_tokens,
+            page=PAGE,
+            deterministic=options.deterministic,
         )
     except ValueError as error:
         raise OpenError(str(error)) from None

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from server.backends.llama.context import LlamaContext
 from server.backends.llama.model import LlamaModel
+from server.backends.llama.options import PAGE
 from server.backends.llama.sampling import BadLogits, Sampler, greedy, score
 from server.engine.step import (
     Batch,
@@ -22,8 +23,6 @@ from server.engine.step import (
     Trim,
 )
 from server.types import Limits, TokenLogprobs
-
-PIECE = 16  # the page of server.types.Limits: a prefix found in the cache then cuts nothing anew
 
 
 class Span(NamedTuple):
@@ -60,13 +59,10 @@ class LlamaExecutor:
 
     depth = 1
 
-    def __init__(
-        self, model: LlamaModel, context: LlamaContext, limits: Limits, *, deterministic: bool = False
-    ) -> None:
+    def __init__(self, model: LlamaModel, context: LlamaContext, limits: Limits) -> None:
         self.limits = limits
         self._model = model
         self._context = context
-        self._cut = _pieces if deterministic else _passes
         self._held = [0] * limits.slots  # tokens in each slot
         self._samplers: dict[int, Sampler] = {}
         self._scratch = np.zeros(model.vocab_size, np.float32)
@@ -79,7 +75,7 @@ class LlamaExecutor:
         count = len(batch.rows)
         step = Step(batch.rows, [], [None] * count, [None] * count, {})
         try:
-            for spans in self._cut(batch.rows, self._context.outputs):
+            for spans in _passes(batch.rows, self._context.outputs):
                 self._read(step)
                 self._compute(spans)
                 step.last = spans
@@ -199,17 +195,28 @@ class LlamaExecutor:
 
 
 def _passes(rows: tuple[Row, ...], outputs: int) -> Iterator[list[Span]]:
-    """The rows as forward passes of at most so many outputs each: one, unless long prompts are scored.
+    """The rows as forward passes of at most so many outputs each: the reproducible ones one by one.
 
     In order of slots: llama.cpp computes neighbouring sequences together where each has its own memory.
     """
     ordered = sorted(enumerate(rows), key=lambda pair: pair[1].slot)
-    if rows and not any(row.wants_prompt_logprobs for row in rows):
-        yield [Span(i, row, 0, len(row.tokens), 0, row.samples) for i, row in ordered]
+    if not any(row.sequence.params.reproducible for row in rows):
+        yield from _together(ordered, outputs)
+        return
+    yield from _together([pair for pair in ordered if not pair[1].sequence.params.reproducible], outputs)
+    for number, row in ordered:
+        if row.sequence.params.reproducible:
+            yield from _alone(number, row, outputs)
+
+
+def _together(rows: list[tuple[int, Row]], outputs: int) -> Iterator[list[Span]]:
+    """One pass, unless long prompts are scored."""
+    if rows and not any(row.wants_prompt_logprobs for _, row in rows):
+        yield [Span(i, row, 0, len(row.tokens), 0, row.samples) for i, row in rows]
         return
     spans: list[Span] = []
     room = outputs
-    for index, row in ordered:
+    for index, row in rows:
         low, size = 0, len(row.tokens)
         scored = _scored(row, 0, size)
         while low < size:
@@ -225,18 +232,23 @@ def _passes(rows: tuple[Row, ...], outputs: int) -> Iterator[list[Span]]:
         yield spans
 
 
-def _pieces(rows: tuple[Row, ...], outputs: int) -> Iterator[list[Span]]:
-    """Forward passes that do not depend on the company: each row alone, cut at every PIECE positions.
+def _alone(number: int, row: Row, outputs: int) -> Iterator[list[Span]]:
+    """Forward passes that do not depend on the company: one row, a prompt cut at every page.
 
     llama.cpp rounds a row differently in passes of other sizes, and a rounding of 1e-6 grows: activations are
     quantized to 8 bits, so that it moves log-probabilities by some hundredths a few layers later.
     """
-    for index, row in enumerate(rows):
-        low, size = 0, len(row.tokens)
-        while low < size:
-            high = min(size, low + min(outputs, PIECE - (row.start + low) % PIECE))
-            yield [Span(index, row, low, high, _scored(row, low, high), row.samples and high == size)]
-            low = high
+    low, size = 0, len(row.tokens)
+    while low < size:
+        high = min(size, low + min(outputs, _piece(row, row.start + low)))
+        yield [Span(number, row, low, high, _scored(row, low, high), row.samples and high == size)]
+        low = high
+
+
+def _piece(row: Row, position: int) -> int:
+    """Tokens of the pass that starts there. An answer is computed again as it was: token by token."""
+    left = row.sequence.prompt_tokens - position
+    return min(PAGE - position % PAGE, left) if left > 0 else 1
 
 
 def _scored(row: Row, low: int, high: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from server.errors import OpenError
 
+PAGE = 16  # tokens; reproducible prompts are computed in pieces of a page, so that a cached prefix cuts none
 CELLS = 256  # llama.cpp gives out KV memory in such units
 KV_TYPES = ("f16", "f32", "q8_0")
 

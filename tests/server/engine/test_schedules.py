@@ -46,6 +46,7 @@ def all_requests(draw: st.DrawFn, name: str, stems: list[list[int]]) -> Generate
         max_tokens=draw(st.one_of(st.integers(0, 8), st.integers(0, 40))),
         temperature=draw(st.sampled_from([0.0, 1.0])),
         seed=draw(st.integers(0, 3)),
+        reproducible=draw(st.booleans()),
         stop_ids=tuple(draw(st.sets(st.integers(0, VOCAB - 1), max_size=4))),
         logprobs=draw(st.sampled_from([None, 0])),
         prompt_logprobs=draw(st.sampled_from([None, None, 0])),
@@ -89,6 +90,7 @@ def crowded(seed: int) -> Schedule:
             max_tokens=rng.randint(1, 40),
             temperature=rng.choice([0.0, 1.0]),
             seed=rng.randint(0, 3),
+            reproducible=rng.random() < 0.3,
             stop_ids=tuple(rng.sample(range(VOCAB), k=2)),
             prompt_logprobs=rng.choice([None, None, None, 0]),
         )

@@ -24,6 +24,14 @@ def f32(gguf_f32: Path) -> Iterator[LlamaOpened]:
 
 
 @pytest.fixture(scope="session")
+def f32_default(gguf_f32: Path) -> Iterator[LlamaOpened]:
+    """F32 weights as they are served where nobody says how: F16 KV, flash attention."""
+    opened = open_model(gguf_f32 / "model.gguf")
+    yield opened
+    opened.executor.close()
+
+
+@pytest.fixture(scope="session")
 def f32_shared(gguf_f32: Path) -> Iterator[LlamaOpened]:
     """As `f32`, with less memory than a context for every slot: all slots share it."""
     opened = open_model(gguf_f32 / "model.gguf", kv_tokens=2048, options={"kv_type": "f32"})

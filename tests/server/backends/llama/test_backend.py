@@ -162,9 +162,9 @@ def test_limits_follow_the_request_and_the_model() -> None:
     assert chosen == Limits(running=16, slots=16, context=300, kv_tokens=1000, step_tokens=64)
 
 
-def test_a_step_is_never_larger_than_memory_nor_smaller_than_its_decoding_rows() -> None:
+def test_a_step_is_never_larger_than_memory_nor_smaller_than_its_decoding_rows_and_a_page() -> None:
     assert limits_for(spec(context=100, parallel=1), Options(), 1024).step_tokens == 256
-    assert limits_for(spec(parallel=100), Options(step_tokens=50), 1024).step_tokens == 101
+    assert limits_for(spec(parallel=100), Options(step_tokens=50), 1024).step_tokens == 116
     assert limits_for(spec(parallel=200, kv_tokens=9999), Options(), 1024).slots == 256
 
 

@@ -32,9 +32,9 @@ def prompts_and_rest(opened: LlamaOpened) -> tuple[list[list[int]], list[list[in
     return [tokens[:-8] for tokens in texts], [tokens[-8:] for tokens in texts]
 
 
-def together_and_alone(opened: LlamaOpened) -> list[float]:
+def together_and_alone(opened: LlamaOpened, *, reproducible: bool = False) -> list[float]:
     prompts, rest = prompts_and_rest(opened)
-    executor, top = opened.executor, params(logprobs=20)
+    executor, top = opened.executor, params(logprobs=20, reproducible=reproducible)
     together = follow(executor, [Line(list(prompt), top) for prompt in prompts], rest)
     found: list[float] = []
     for prompt, forced, batched in zip(prompts, rest, together, strict=True):
@@ -61,8 +61,12 @@ def test_sixteen_at_once_are_as_one_at_a_time_in_q4(q4: LlamaOpened, q4_exact: L
     assert divergence(alone, together) < max(0.005, 2 * divergence(exact, alone))
 
 
-def test_company_changes_nothing_where_determinism_is_asked_for(q4_deterministic: LlamaOpened) -> None:
-    assert max(together_and_alone(q4_deterministic)) == 0.0
+@pytest.mark.parametrize("weights", ["q4", "f32_default"])
+def test_company_changes_nothing_for_reproducible_sequences(
+    weights: str, request: pytest.FixtureRequest
+) -> None:
+    opened: LlamaOpened = request.getfixturevalue(weights)
+    assert max(together_and_alone(opened, reproducible=True)) == 0.0
 
 
 def logits_of(executor: Executor, prompts: list[list[int]]) -> NDArray[np.float32]:
