@@ -1,0 +1,156 @@
+"""A checkpoint's weights put into a model: streamed, layers that share their input merged, nothing left out."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from server.backends.torch_.linear.merged import Merged, Part
+from server.backends.torch_.linear.plain import PlainLinear, join_plain
+from server.backends.torch_.model import skeleton
+from server.backends.torch_.weights import Weights
+from server.errors import OpenError
+
+Progress = Callable[[float], None]
+
+SHARE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+NEVER_NEEDED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|position_ids$")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a model computes, and in what."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_model(folder: Path, config: Any, target: Target, progress: Progress) -> Any:
+    """The model of the folder, ready to compute. Raises OpenError."""
+    model = skeleton(config, target.dtype)
+    weights = Weights(folder)
+    try:
+        _Loader(model, weights, target, progress).load()
+    finally:
+        weights.close()
+    return model
+
+
+class _Loader:
+    def __init__(self, model: Any, weights: Weights, target: Target, progress: Progress) -> None:
+        self.model = model
+        self.weights = weights
+        self.target = target
+        self.progress = progress
+        self._total = max(1, len(weights.unread))
+
+    def load(self) -> None:
+        for names in list(linear_groups(self.model)):
+            self._linears(names)
+            self.progress(1.0 - len(self.weights.unread) / self._total)
+        self._rest()
+        self._head()
+        self._require_complete()
+
+    # -- linear layers ----------------------------------------------------------------------------
+
+    def _linears(self, names: list[str]) -> None:
+        """Layers that share their input: as one where they can be, else one by one."""
+        if self._is_tied_head(names[0]):
+            return
+        weights = [self.weights.read(f"{name}.weight") for name in names]
+        for name, weight in zip(names, weights, strict=True):
+            self._require_shape(f"{name}.weight", weight, self.model.get_submodule(name).weight)
+        whole = PlainLinear(
+            join_plain(weights, self.target.dtype, self.target.device),
+            self._bias(names, [len(weight) for weight in weights]),
+        )
+        self._place(names, whole, [len(weight) for weight in weights])
+
+    def _bias(self, names: list[str], sizes: list[int]) -> Tensor | None:
+        if all(self.model.get_submodule(name).bias is None for name in names):
+            return None
+        out = torch.zeros(sum(sizes), dtype=self.target.dtype, device=self.target.device)
+        for name, part in zip(names, out.split(sizes), strict=True):
+            if self.model.get_submodule(name).bias is not None:
+                part.copy_(self.weights.read(f"{name}.bias"))
+        return out
+
+    def _place(self, names: list[str], whole: nn.Module, sizes: list[int]) -> None:
+        if len(names) == 1:
+            self._set(names[0], whole)
+            return
+        merged = Merged(whole, sizes)
+        for index, name in enumerate(names):
+            self._set(name, Part(merged, index))
+
+    def _set(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, module)
+
+    # -- everything else --------------------------------------------------------------------------
+
+    def _rest(self) -> None:
+        """Embeddings, norms and what else is a parameter or a buffer of a checkpoint."""
+        for name, old in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            parent, _, child = name.rpartition(".")
+            module = self.model.get_submodule(parent)
+            if isinstance(old, nn.Parameter):
+                if old.is_meta and not self._is_tied_head(parent):
+                    module._parameters[child] = nn.Parameter(self._copy(name, old), requires_grad=False)
+            elif name in self.weights and child not in module._non_persistent_buffers_set:
+                module._buffers[child] = self._copy(name, old)
+            else:
+                module._buffers[child] = old.to(self.target.device)
+
+    def _copy(self, name: str, like: Tensor) -> Tensor:
+        tensor = self.weights.read(name)
+        self._require_shape(name, tensor, like)
+        dtype = like.dtype if not like.is_floating_point() else self.target.dtype
+        return tensor.to(self.target.device, dtype, copy=True)
+
+    # -- the head ---------------------------------------------------------------------------------
+
+    def _is_tied_head(self, name: str) -> bool:
+        head = self.model.get_output_embeddings()
+        ties = self.model.config.get_text_config().tie_word_embeddings
+        return bool(
+            ties and f"{name}.weight" not in self.weights and self.model.get_submodule(name) is head
+        )
+
+    def _head(self) -> None:
+        """A head that the checkpoint leaves out is the embedding."""
+        head = self.model.get_output_embeddings()
+        if isinstance(head, nn.Linear) and head.weight.is_meta:
+            tied = PlainLinear(self.model.get_input_embeddings().weight, None)
+            self.model.set_output_embeddings(tied)
+
+    # -- checks -----------------------------------------------------------------------------------
+
+    def _require_shape(self, name: str, tensor: Tensor, like: Tensor) -> None:
+        if tensor.shape != like.shape:
+            raise OpenError(f"tensor {name} is {list(tensor.shape)}; config.json asks for {list(like.shape)}")
+
+    def _require_complete(self) -> None:
+        parts = [*self.model.named_parameters(), *self.model.named_buffers()]
+        if hollow := [name for name, tensor in parts if tensor.is_meta]:
+            raise OpenError(f"the checkpoint lacks tensor {hollow[0]}")
+        if extra := sorted(name for name in self.weights.unread if not NEVER_NEEDED.search(name)):
+            raise OpenError(f"the model has no place for tensor {extra[0]}")
+
+
+def linear_groups(model: nn.Module) -> Iterator[list[str]]:
+    """Names of linear layers, those that share their input together, in the order of the model."""
+    for name, module in model.named_modules():
+        children = {child: m for child, m in module.named_children() if type(m) is nn.Linear}
+        prefix = f"{name}." if name else ""
+        for group in SHARE_INPUT:
+            if children.keys() >= set(group):
+                yield [prefix + child for child in group]
+                for child in group:
+                    del children[child]
+        yield from ([prefix + child] for child in children)
