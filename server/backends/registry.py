@@ -13,6 +13,11 @@ GROUP = "quantserve.backends"
 
 BUILTIN = {
     "llama": "server.backends.llama.backend:LLAMA",
+    "plain": "server.backends.torch_.backend:PLAIN",
+    "bitsandbytes": "server.backends.torch_.backend:BITSANDBYTES",
+    "awq": "server.backends.torch_.backend:AWQ",
+    "gptq": "server.backends.torch_.backend:GPTQ",
+    "compressed": "server.backends.torch_.backend:COMPRESSED",
     "toy-rows": "server.backends.toy:ROWS",
     "toy-pages": "server.backends.toy:PAGES",
 }

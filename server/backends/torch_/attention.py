@@ -18,7 +18,7 @@ NAME = "quantserve_paged"
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive new tokens of one sequence: tokens `begin` to `end` of the pass, from position `start` on."""
+    """Consecutive new tokens of one sequence: `begin` to `end` of the pass, from position `start` on."""
 
     begin: int
     end: int
@@ -38,7 +38,7 @@ class Layout:
 
 @dataclass(slots=True)
 class Paged:
-    """What one pass gives its attention layers. `calls` counts them, which tells a model that we cannot run."""
+    """What one pass gives its attention layers. `calls` tells whether all of them came here."""
 
     cache: KVCache
     layout: Layout
@@ -59,7 +59,7 @@ class Unsupported(Exception):
     """The architecture attends in a way that is not built. One line for a user."""
 
 
-def paged_attention(  # noqa: PLR0913  transformers' signature
+def paged_attention(  # noqa: PLR0913, PLR0917  transformers' signature
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -73,7 +73,7 @@ def paged_attention(  # noqa: PLR0913  transformers' signature
     s_aux: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """query [1, heads, tokens, head], key and value [1, KV heads, tokens, head] -> [1, tokens, heads, head]."""
+    """query [1, heads, tokens, head], key, value [1, KV heads, tokens, head] -> [1, tokens, heads, head]."""
     if paged is None or attention_mask is not None or s_aux is not None:
         raise Unsupported("its attention needs a mask or sinks of its own")
     layer = getattr(module, "layer_idx", paged.calls)
@@ -123,7 +123,9 @@ def prefill(q: Tensor, keys: Tensor, values: Tensor, chunk: Chunk, mask: Tensor,
     kv_heads = keys.shape[2]
     group = heads // kv_heads
     k, v = (_gather(pages, chunk.pages[None]) for pages in (keys, values))
-    grouped = q.view(count, kv_heads, group, head).permute(1, 2, 0, 3).reshape(1, kv_heads, group * count, head)
+    grouped = (
+        q.view(count, kv_heads, group, head).permute(1, 2, 0, 3).reshape(1, kv_heads, group * count, head)
+    )
     out = _attention(grouped, k, v, mask.repeat(group, 1), rule)
     return out.view(kv_heads, group, count, head).permute(2, 0, 1, 3).reshape(count, heads, head)
 
@@ -148,7 +150,7 @@ def _chunk_mask(paged: Paged, chunk: Chunk, window: int | None) -> Tensor:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor:
-    """q [batch, KV heads, queries, head], k and v [batch, KV heads, positions, head], mask true where seen."""
+    """q [batch, KV heads, queries, head], k, v [batch, KV heads, positions, head], mask: who is seen."""
     if rule.softcap is None:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=rule.scale)
     scores = (q @ k.transpose(-1, -2)).float() * rule.scale

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from server.backends.base import Embedder
 from server.backends.llama.threads import allowed_threads
 from server.backends.torch_.options import parse_options
 from server.engine.step import Executor
@@ -18,6 +19,7 @@ from server.types import ModelText, Open
 @dataclass(frozen=True)
 class TorchOpened:
     executor: Executor
+    embedder: Embedder
     text: ModelText | None = None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -46,9 +48,9 @@ class TorchBackend:
             raise OpenError(f"{folder.name} is no folder")
         if (reason := self.probe()) is not None:
             raise OpenError(reason)
-        from server.backends.torch_.opening import open_executor
+        from server.backends.torch_.opening import open_variant
 
-        return TorchOpened(open_executor(spec, options, allowed_threads(), progress))
+        return TorchOpened(*open_variant(spec, options, allowed_threads(), progress))
 
 
 PLAIN = TorchBackend("plain", frozenset({"plain"}))

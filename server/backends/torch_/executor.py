@@ -16,7 +16,10 @@ from server.backends.torch_.sampling import Choice, Drawer, choose, score
 from server.engine.step import Batch, Row, RowResult, SequenceView, StepFailed
 from server.types import Limits
 
-OUTPUT_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # for the logits of one pass, if scored prompts ask for many
+OUTPUT_BYTES = {
+    "cpu": 64 << 20,
+    "cuda": 512 << 20,
+}  # for the logits of one pass, if scored prompts ask for many
 
 
 class Replay(Protocol):
@@ -40,7 +43,14 @@ class TorchExecutor:
     """
 
     def __init__(
-        self, model: Any, limits: Limits, tables: PageTables, cache: KVCache, *, depth: int, deterministic: bool
+        self,
+        model: Any,
+        limits: Limits,
+        tables: PageTables,
+        cache: KVCache,
+        *,
+        depth: int,
+        deterministic: bool,
     ) -> None:
         self.limits = limits
         self.depth = depth
@@ -107,10 +117,8 @@ class TorchExecutor:
 
     def _logits(self, inputs: Inputs) -> Tensor:
         """float32 [outputs, vocabulary]."""
-        if self.replay is not None and not inputs.layout.chunks:
-            if (found := self.replay.run(inputs)) is not None:
-                return found
-        return forward(self._model, inputs, self._cache)
+        found = None if self.replay is None else self.replay.run(inputs)
+        return found if found is not None else forward(self._model, inputs, Paged(self._cache, inputs.layout))
 
     def _choose(self, spans: list[Span], inputs: Inputs, logits: Tensor) -> PassResult:
         best = logits.max(-1)
@@ -128,7 +136,9 @@ class TorchExecutor:
 
     def _choice(self, span: Span) -> Choice:
         row, sequence = span.row, span.row.sequence
-        return Choice(self._drawer(sequence), sequence.tokens, row.start + len(row.tokens), row.draw, row.slot)
+        return Choice(
+            self._drawer(sequence), sequence.tokens, row.start + len(row.tokens), row.draw, row.slot
+        )
 
     def _drawer(self, sequence: SequenceView) -> Drawer:
         if (drawer := self._drawers.get(sequence.key)) is None:
@@ -147,7 +157,9 @@ class TorchExecutor:
         result.scores = score(logits[index], result.tokens[index], max(count for _, count in wanted))
 
     def _score_prompts(self, result: PassResult, logits: Tensor) -> None:
-        rows, following, counts = [], [], []
+        rows: list[int] = []
+        following: list[int] = []
+        counts: list[int] = []
         for place, span in _places(result.spans):
             rows += range(place, place + span.scored)
             first = span.start + 1
@@ -158,14 +170,14 @@ class TorchExecutor:
         result.prompt_scores = score(logits[index], tokens, max(counts))
 
 
-def forward(model: Any, inputs: Inputs, cache: KVCache) -> Tensor:
+def forward(model: Any, inputs: Inputs, paged: Paged) -> Tensor:
     """Logits of the tokens in `keep`: float32 [outputs, vocabulary]."""
     answer = model(
         input_ids=inputs.tokens[None],
         position_ids=inputs.positions[None],
         use_cache=False,
         logits_to_keep=inputs.keep,
-        paged=Paged(cache, inputs.layout),
+        paged=paged,
     )
     logits: Tensor = answer.logits[0]
     return logits.float()

@@ -95,4 +95,4 @@ class Box:
         flat = torch.from_numpy(np.concatenate(self._arrays))
         if device.type == "cuda":
             flat = flat.pin_memory().to(device, non_blocking=True)
-        return flat.split([len(array) for array in self._arrays])
+        return torch.split(flat, [len(array) for array in self._arrays])

@@ -78,7 +78,9 @@ class PageTables:
     def _own_last(self, slot: int) -> tuple[int, int] | None:
         last = self.held[slot] // PAGE
         if self.held[slot] % PAGE == 0:
-            self._cut(slot, self.held[slot])  # pages behind the end are of no use to a slot that may share them
+            self._cut(
+                slot, self.held[slot]
+            )  # pages behind the end are of no use to a slot that may share them
             return None
         old = int(self.table[slot, last])
         if self._holders[old] == 1:
@@ -129,7 +131,7 @@ class KVCache:
         self.values: Sequence[Tensor] = self._all[1].unbind(0)
 
     def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
-        """`keys` and `values` [tokens, heads, head] go to `places` [tokens], counted in tokens from page 0."""
+        """`keys`, `values` [tokens, heads, head] go to `places` [tokens], counted in tokens from page 0."""
         self.keys[layer].flatten(0, 1).index_copy_(0, places, keys)
         self.values[layer].flatten(0, 1).index_copy_(0, places, values)
 

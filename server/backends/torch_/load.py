@@ -1,4 +1,4 @@
-"""A checkpoint's weights put into a model: streamed, layers that share their input merged, nothing left out."""
+"""A checkpoint's weights put into a model: streamed, layers of one input merged, nothing left out."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -75,7 +75,7 @@ class _Loader:
         if all(self.model.get_submodule(name).bias is None for name in names):
             return None
         out = torch.zeros(sum(sizes), dtype=self.target.dtype, device=self.target.device)
-        for name, part in zip(names, out.split(sizes), strict=True):
+        for name, part in zip(names, torch.split(out, sizes), strict=True):
             if self.model.get_submodule(name).bias is not None:
                 part.copy_(self.weights.read(f"{name}.bias"))
         return out
@@ -118,9 +118,7 @@ class _Loader:
     def _is_tied_head(self, name: str) -> bool:
         head = self.model.get_output_embeddings()
         ties = self.model.config.get_text_config().tie_word_embeddings
-        return bool(
-            ties and f"{name}.weight" not in self.weights and self.model.get_submodule(name) is head
-        )
+        return bool(ties and f"{name}.weight" not in self.weights and self.model.get_submodule(name) is head)
 
     def _head(self) -> None:
         """A head that the checkpoint leaves out is the embedding."""

@@ -22,12 +22,12 @@ def choose_device(options: Options) -> torch.device:
     return torch.device(options.device)
 
 
-def choose_dtype(options: Options, device: torch.device, own: torch.dtype | None, elements: int) -> torch.dtype:
+def choose_dtype(options: Options, device: torch.device, own: object, elements: int) -> torch.dtype:
     """The checkpoint's own on a GPU. On a CPU float32, which is exact, unless only bf16 fits into memory."""
     if options.dtype != "auto":
         return DTYPES[options.dtype]
     if device.type == "cuda":
-        return own if own in DTYPES.values() else torch.float16
+        return next((dtype for dtype in DTYPES.values() if dtype == own), torch.float16)
     return torch.float32 if 4 * elements <= free_memory(device) // 2 else torch.bfloat16
 
 

@@ -1,11 +1,10 @@
-"""transformers' modeling code without weights: built on `meta`, with our attention, its small tables filled."""
+"""transformers' modeling code without weights: built on `meta`, with our attention."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from server.backends.torch_.attention import NAME, paged_attention
@@ -57,8 +56,8 @@ def _require_runnable(model: Any, architecture: str) -> None:
         raise OpenError(f"{architecture} keeps other state than keys and values, which is not built")
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     tables = [rope, *(table for table in rope.values() if isinstance(table, dict))]
-    if found := UNEVEN_ROPE & {str(table.get("rope_type")) for table in tables}:
-        raise OpenError(f"{architecture} turns positions by {found.pop()} RoPE, which is not built")
+    if found := sorted(UNEVEN_ROPE & {str(table.get("rope_type")) for table in tables}):
+        raise OpenError(f"{architecture} turns positions by {found[0]} RoPE, which is not built")
 
 
 def _fill_buffers(model: Any) -> None:
@@ -75,7 +74,3 @@ def _fill_buffers(model: Any) -> None:
 def _line(error: BaseException) -> str:
     """The first line of an error of another library, short."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def module_of(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name)

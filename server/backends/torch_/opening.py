@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from server.backends.torch_.attention import Layout, Paged, Unsupported
-from server.backends.torch_.executor import TorchExecutor
+from server.backends.torch_.embedder import TorchEmbedder
+from server.backends.torch_.executor import TorchExecutor, forward
+from server.backends.torch_.inputs import Inputs
 from server.backends.torch_.kv import PAGE, KVCache, KVShape, PageTables
 from server.backends.torch_.load import Target, load_model
 from server.backends.torch_.machine import choose_device, choose_dtype, free_memory, set_threads
@@ -22,9 +24,9 @@ STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 SPARE_SLOTS = 8  # beyond twice `parallel`: slots are cheap here, and keep prefixes
 
 
-def open_executor(
+def open_variant(
     spec: Open, options: Options, threads: int, progress: Callable[[float], None]
-) -> TorchExecutor:
+) -> tuple[TorchExecutor, TorchEmbedder]:
     """Raises OpenError."""
     set_threads(spec.threads or threads)
     folder = Path(spec.variant)
@@ -40,9 +42,8 @@ def open_executor(
     prove(model, cache, shape)
     progress(1.0)
     depth = options.depth or (2 if device.type == "cuda" else 1)
-    return TorchExecutor(
-        model, limits, tables, cache, depth=depth, deterministic=options.deterministic
-    )
+    executor = TorchExecutor(model, limits, tables, cache, depth=depth, deterministic=options.deterministic)
+    return executor, TorchEmbedder(model, shape, limits.context)
 
 
 def limits_for(spec: Open, options: Options, config: Any, shape: KVShape, target: Target) -> Limits:
@@ -73,7 +74,7 @@ def prove(model: Any, cache: KVCache, shape: KVShape) -> None:
     layout = Layout(zero, zero[None], zero + 1)
     paged = Paged(cache, layout)
     try:
-        model(input_ids=zero[None], position_ids=zero[None], use_cache=False, logits_to_keep=zero, paged=paged)
+        forward(model, Inputs(zero, zero, layout, zero, zero), paged)
     except Unsupported as error:
         raise OpenError(f"the model cannot be served: {error}") from None
     if paged.calls != shape.layers:

@@ -1,4 +1,4 @@
-"""A step cut into forward passes: rows together, except where they must be alone or score too much at once."""
+"""A step cut into forward passes: rows together, but where they must be alone or score too much at once."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -49,7 +49,7 @@ def _together(rows: Iterable[tuple[int, Row]], outputs: int) -> Iterator[list[Sp
     room = outputs
     for number, row in sorted(rows, key=lambda pair: len(pair[1].tokens) > 1):
         for span in _spans(number, row, outputs):
-            if span.outputs > room:
+            if span.outputs > room or span.low:  # a row's second part needs its first in the cache
                 yield _ordered(spans)
                 spans, room = [], outputs
             spans.append(span)
@@ -81,7 +81,7 @@ def _pieces(number: int, row: Row, outputs: int) -> Iterator[list[Span]]:
 
 
 def _piece(row: Row, position: int) -> int:
-    """Tokens of the piece that starts there. An answer that is computed again is so token by token, as it was."""
+    """Tokens of the piece that starts there. An answer computed again is so token by token, as it was."""
     left = row.sequence.prompt_tokens - position
     return min(PAGE - position % PAGE, left) if left > 0 else 1
 

@@ -34,7 +34,7 @@ class PassResult:
             scores=_scores_to_host(self.scores),
             prompt_scores=_scores_to_host(self.prompt_scores),
         )
-        found._arrived = torch.cuda.Event()
+        found._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         found._arrived.record()
         return found
 

@@ -1,9 +1,9 @@
 """Tokens chosen on the device, for rows with different parameters at once.
 
 The order of operations is that of the llama backend: logit bias, repetition penalty (prompt and answer),
-frequency and presence penalty (answer), temperature, top-k, top-p, min-p. Random numbers are counters hashed on
-the host (`uniform`), one a token, so that they do not depend on the batch; and each row's numbers are laid out by
-its own parameters alone.
+frequency and presence penalty (answer), temperature, top-k, top-p, min-p. Random numbers are counters hashed
+on the host (`uniform`), one a token, so that they do not depend on the batch; and each row's numbers are laid
+out by its own parameters alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,8 +68,8 @@ class Entries:
 def choose(logits: Tensor, best: Tensor, choices: Sequence[Choice], last: Tensor) -> Tensor:
     """logits float32 [rows, vocabulary], not written to -> tokens int64 [rows].
 
-    `best` [rows]: where each row is largest. `last` [slots]: the tokens chosen last, for the one that is not in
-    `tokens` yet. A row that is no distribution gives any token.
+    `best` [rows]: where each row is largest. `last` [slots]: the tokens chosen last, for the one that is not
+    in `tokens` yet. A row that is no distribution gives any token.
     """
     adjusted = [row for row, choice in enumerate(choices) if choice.drawer.adjusts]
     if adjusted:
@@ -233,7 +233,8 @@ def _from_falling(values: Tensor, ids: Tensor, knobs: Knobs) -> Tensor:
 
 
 def _pick(running: Tensor, total: Tensor, point: Tensor) -> Tensor:
-    """Index [rows, 1] of the weight on which the point falls; the last that is not 0, if rounding goes past it."""
+    """Index [rows, 1] of the weight on which the point falls; if rounding goes past the end, of the last."""
+    total = total.contiguous()
     past = torch.searchsorted(running, point * total, right=True)
     return past.minimum(torch.searchsorted(running, total))
 
@@ -243,7 +244,7 @@ def top_ids(logits: Tensor, count: int) -> Tensor:
 
     Positive floats sort like their bits read as integers; of negative ones all bits but the sign are turned.
     """
-    bits = logits.contiguous().view(torch.int32)
+    bits = (logits + 0.0).view(torch.int32)  # plus 0: there is no -0
     falling = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
     low = torch.arange(logits.shape[1] - 1, -1, -1, device=logits.device)
     return (falling | low).topk(min(count, logits.shape[1])).indices

@@ -60,7 +60,9 @@ class Weights:
     def below(self, module: str) -> dict[str, Tensor]:
         """The tensors of a module, by the rest of their names."""
         prefix = f"{module}."
-        return {name[len(prefix) :]: self.read(name) for name in sorted(self._where) if name.startswith(prefix)}
+        return {
+            name[len(prefix) :]: self.read(name) for name in sorted(self._where) if name.startswith(prefix)
+        }
 
     def close(self) -> None:
         self._open = self._file = None
