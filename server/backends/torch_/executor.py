@@ -48,9 +48,7 @@ class TorchExecutor:
         limits: Limits,
         tables: PageTables,
         cache: KVCache,
-        *,
         depth: int,
-        deterministic: bool,
     ) -> None:
         self.limits = limits
         self.depth = depth
@@ -58,7 +56,6 @@ class TorchExecutor:
         self._model: Any = model
         self._tables = tables
         self._cache = cache
-        self._deterministic = deterministic
         self._device: torch.device = cache.keys[0].device
         self._vocab_size: int = model.config.get_text_config().vocab_size
         affordable = OUTPUT_BYTES[self._device.type] // (4 * self._vocab_size)
@@ -74,7 +71,7 @@ class TorchExecutor:
             assert self._tables.held[row.slot] == row.start, "a row starts where its slot ends"
         step = Step(batch.rows)
         try:
-            for spans in passes(batch.rows, self.outputs, deterministic=self._deterministic):
+            for spans in passes(batch.rows, self.outputs):
                 step.results.append(self._pass(spans))
         except (MemoryError, RuntimeError) as error:
             self._undo(batch.rows)

@@ -42,7 +42,7 @@ def open_variant(
     prove(model, cache, shape)
     progress(1.0)
     depth = options.depth or (2 if device.type == "cuda" else 1)
-    executor = TorchExecutor(model, limits, tables, cache, depth=depth, deterministic=options.deterministic)
+    executor = TorchExecutor(model, limits, tables, cache, depth)
     return executor, TorchEmbedder(model, shape, limits.context)
 
 
@@ -60,7 +60,13 @@ def limits_for(spec: Open, options: Options, config: Any, shape: KVShape, target
         raise OpenError(f"KV memory for {kv_tokens:,} tokens is {needed:,} bytes; {free:,} are free")
     try:
         return Limits(
-            running=spec.parallel, slots=slots, context=context, kv_tokens=kv_tokens, step_tokens=step_tokens
+            running=spec.parallel,
+            slots=slots,
+            context=context,
+            kv_tokens=kv_tokens,
+            step_tokens=step_tokens,
+            page=PAGE,
+            deterministic=options.deterministic,
         )
     except ValueError as error:
         raise OpenError(str(error)) from None

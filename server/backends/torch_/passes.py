@@ -31,13 +31,13 @@ class Span(NamedTuple):
         return self.scored + self.samples
 
 
-def passes(rows: tuple[Row, ...], outputs: int, *, deterministic: bool) -> Iterator[list[Span]]:
+def passes(rows: tuple[Row, ...], outputs: int) -> Iterator[list[Span]]:
     """Forward passes of at most so many rows of logits each, in each the single tokens before the chunks.
 
     The rows of one pass round each other's sums differently. A reproducible row is computed alone, a prompt
     page by page, so that its numbers depend on nothing but itself.
     """
-    alone = [deterministic or getattr(row.sequence.params, "reproducible", False) for row in rows]
+    alone = [row.sequence.params.reproducible for row in rows]
     yield from _together(((n, row) for n, row in enumerate(rows) if not alone[n]), outputs)
     for number, row in enumerate(rows):
         if alone[number]:
