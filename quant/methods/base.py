@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from quant.families import Family
 from quant.layer import QuantizedLinear
 from quant.scheme import Scheme
 
@@ -46,6 +47,11 @@ class Block(Protocol):
 
     @property
     def module(self) -> nn.Module: ...
+
+    @property
+    def family(self) -> Family:
+        """Which linears share an input, which norm feeds which linears."""
+        ...
 
     @property
     def linears(self) -> Mapping[str, nn.Linear]:

@@ -1,0 +1,97 @@
+"""Tiny random models of each architecture, and blocks cut out of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from quant.block import Decoder, DecoderBlock
+from quant.methods.base import BlockResult, LayerPlan, LayerRecord
+from quant.methods.registry import load_method
+from quant.scheme import Scheme
+
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "LlamaForCausalLM": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "MistralForCausalLM": {"model_type": "mistral", "sliding_window": 7, "head_dim": 24},
+    "Qwen2ForCausalLM": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+    },
+    "Qwen3ForCausalLM": {"model_type": "qwen3", "head_dim": 32, "num_key_value_heads": 4},
+}
+COMMON = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 64,
+}
+
+
+def random_model(architecture: str, **changes: Any) -> nn.Module:
+    """float32; norms and biases are random too. Embeddings have a few large channels, as real ones have."""
+    values = {**COMMON, **ARCHITECTURES[architecture], **changes}
+    config = AutoConfig.for_model(**values)
+    model: nn.Module = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(7)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        weight.data = 1.0 + 0.3 * noise if "norm" in name else 0.15 * noise
+    embed = model.get_parameter("model.embed_tokens.weight")
+    embed.data[:, ::13] *= 12.0
+    return model.eval()
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    values: dict[str, Any] = model.config.to_dict()  # type: ignore[operator,union-attr]
+    return values
+
+
+def block_of(model: nn.Module, index: int = 0) -> DecoderBlock:
+    """A copy of the model's block."""
+    layer = model.get_submodule(f"model.layers.{index}")
+    decoder = Decoder(type(model).__name__, config_of(model))
+    return decoder.block(index, {name: tensor.clone() for name, tensor in layer.state_dict().items()})
+
+
+class Batches(list[Tensor]):
+    """Activations in memory."""
+
+
+@torch.no_grad()
+def inputs_of(model: nn.Module, batches: int = 4, samples: int = 4, tokens: int = 32) -> Batches:
+    """What enters the first block for random, repetitive text."""
+    generator = torch.Generator().manual_seed(11)
+    embed = model.get_submodule("model.embed_tokens")
+    shape = (samples, tokens)
+    ids = [torch.randint(0, 128, shape, generator=generator).clamp(max=40 + 10 * n) for n in range(batches)]
+    return Batches(embed(some) for some in ids)
+
+
+def plans_for(
+    block: DecoderBlock, scheme: Scheme | None, dtype: torch.dtype = torch.float16
+) -> dict[str, LayerPlan]:
+    return {name: LayerPlan(scheme=scheme, scale_dtype=dtype) for name in block.linears}
+
+
+def run(
+    method: str,
+    block: DecoderBlock,
+    inputs: Batches | None,
+    scheme: Scheme | None,
+    report: Callable[[LayerRecord], None] = lambda _: None,
+    **options: float,
+) -> BlockResult:
+    return load_method(method).quantize(block, inputs, plans_for(block, scheme), options, report)
+
+
+@torch.no_grad()
+def block_error(block: DecoderBlock, original: DecoderBlock, inputs: Batches) -> float:
+    errors = [(block(hidden) - original(hidden)).square().mean() for hidden in inputs]
+    return float(torch.stack(errors).mean())
