@@ -142,6 +142,6 @@ CROSSING = {
 }
 
 
-def by_code(code: str, message: str) -> ServerError:
+def by_code(code: str, message: str, param: str | None = None) -> ServerError:
     """Rebuild an error that crossed a process boundary."""
-    return CROSSING.get(code, ServerError)(message)
+    return CROSSING.get(code, ServerError)(message, param=param)

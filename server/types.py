@@ -30,6 +30,27 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_ids: tuple[int, ...] = ()  # end the answer; the stopping token is part of the event, not of the text
 
 
+class Grammar(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an answer must be, to its end. The API has checked size, depth and whether it may be asked.
+
+    `text` is a JSON schema, a regular expression, a JSON list of texts, or a grammar in llguidance's Lark.
+    """
+
+    kind: Literal["json_schema", "regex", "choice", "lark"]
+    text: str
+    param: str = "response_format"  # the request's field that asked for it: errors name it
+
+
+class Reasoning(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How this model marks its thoughts. A grammar begins to hold where they end."""
+
+    open: str  # "<think>"
+    close: str  # "</think>"
+    close_ids: tuple[int, ...]  # `close` in tokens
+    begun: bool = False  # the prompt ends within the thoughts
+    budget: int | None = None  # tokens of thought, after which `close` is forced; None: no bound
+
+
 class Generate(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     id: str
     prompt: tuple[int, ...]  # at least one token
@@ -37,6 +58,8 @@ class Generate(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     salt: str = ""  # prefixes are shared only among requests of equal salt
     priority: int = 0  # smaller runs first
     adapter: str | None = None  # LoRA adapter; no backend takes one yet
+    grammar: Grammar | None = None
+    reasoning: Reasoning | None = None  # only where there is a budget or a grammar
 
 
 class Abort(Struct, frozen=True, kw_only=True, tag=True):
@@ -112,16 +135,18 @@ class Tokens(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None = None  # one for each token
     finish: FinishReason | None = None
+    complete: bool = False  # `finish` is "stop" because the grammar ended: the last token belongs to the text
     cached_tokens: int | None = None  # in the first event: prompt tokens found in the prefix cache
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # in the first event, one a position from 1 on
 
 
-class Failed(Struct, frozen=True, kw_only=True, tag=True):
+class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """The last event of a request that went wrong; `code` names a class of server.errors."""
 
     id: str
     code: str
     message: str
+    param: str | None = None  # the parameter of the client's request that is to blame
 
 
 class Tokenized(Struct, frozen=True, kw_only=True, tag=True):

@@ -37,6 +37,14 @@ def predict(context: Sequence[int], params: SamplingParams, draw: int) -> int:
     return (sum(context) + shift) % VOCAB
 
 
+def allowed(token: int, mask: bytes | None) -> int:
+    """The first token from `token` on, round the vocabulary, that the mask allows."""
+    if mask is None:
+        return token
+    bits = int.from_bytes(mask, "little")
+    return next(t % VOCAB for t in range(token, token + VOCAB) if bits >> (t % VOCAB) & 1)
+
+
 def score(context: Sequence[int], token: int) -> TokenLogprobs:
     return TokenLogprobs(logprob=-float((sum(context) + token) % VOCAB) / VOCAB)
 
@@ -160,7 +168,9 @@ class ToyExecutor:
             scores = tuple(score(c, t) for c, t in zip(contexts, following, strict=False))
         if not row.samples:
             return RowResult(None, prompt_logprobs=scores)
-        token = self.last[sequence.key] = predict(contexts[-1], sequence.params, row.draw)
+        mask = None if row.mask is None else row.mask()
+        token = allowed(predict(contexts[-1], sequence.params, row.draw), mask)
+        self.last[sequence.key] = token
         wanted = sequence.params.logprobs is not None
         return RowResult(token, score(contexts[-1], token) if wanted else None, scores)
 

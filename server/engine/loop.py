@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from server.engine.compiler import Compiler
+from server.engine.constrain import Constraint
 from server.engine.scheduler import Scheduler
 from server.engine.step import Batch, Executor, StepFailed
 from server.errors import EngineFailed, ServerError
@@ -23,9 +25,11 @@ from server.types import (
     Status,
     Tokenize,
     Tokenized,
+    Tokens,
 )
 
 STATUS_EVERY_S = 0.05
+COMPILING_WAIT_S = 0.01  # between two looks at the commands while nothing but grammars is at work
 
 
 class Inbox(Protocol):
@@ -55,12 +59,14 @@ class EngineLoop:
         send: Callable[[Reply], None],
         tokenize: Tokenizer | None = None,
         embedder: Embedder | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         self.executor = executor
         self.inbox = inbox
         self.send = send
         self.tokenize = tokenize
         self.embedder = embedder
+        self.compiler = compiler
         self._embeds: dict[str, Embed] = {}  # in order of arrival
         self.scheduler = Scheduler(executor.limits)
         self._flying: deque[tuple[Batch, object]] = deque()
@@ -74,17 +80,24 @@ class EngineLoop:
             while not self._stopping:
                 for command in self.inbox.drain(block=not self._busy):
                     self._obey(command)
+                self._take_compiled()
                 self._step()
                 self._embed_one()
                 self._flush()
         finally:
             if self.embedder is not None:
                 self.embedder.close()
+            if self.compiler is not None:
+                self.compiler.close()
             self.executor.close()
 
     @property
     def _busy(self) -> bool:
-        return bool(self.scheduler.busy or self._flying or self._embeds)
+        return bool(self.scheduler.busy or self._flying or self._embeds or self._compiling)
+
+    @property
+    def _compiling(self) -> bool:
+        return self.compiler is not None and self.compiler.busy
 
     # -- commands ---------------------------------------------------------------------------------
 
@@ -94,6 +107,9 @@ class EngineLoop:
                 self._accept(command)
             case Abort(id=request_id):
                 if self._embeds.pop(request_id, None) is not None:
+                    return
+                if self.compiler is not None and self.compiler.cancel(request_id):
+                    self._emit([Tokens(id=request_id, tokens=(), finish="abort")])
                     return
                 if (event := self.scheduler.abort(request_id)) is not None:
                     self._emit([event])
@@ -107,10 +123,33 @@ class EngineLoop:
                 raise AssertionError("an engine is opened once, before its loop")
 
     def _accept(self, request: Generate) -> None:
+        if request.grammar is None and request.reasoning is None:
+            self._add(request, None)
+        elif self.compiler is None:
+            self._refuse(request, ServerError("this engine follows no grammars"))
+        else:
+            self.compiler.start(request)
+
+    def _take_compiled(self) -> None:
+        """Requests whose grammars are compiled. Where there is nothing else to do, wait for one."""
+        if self.compiler is None or not self.compiler.busy:
+            return
+        if not (self.scheduler.busy or self._flying or self._embeds):
+            self.compiler.wait(COMPILING_WAIT_S)
+        for request, outcome in self.compiler.finished():
+            if isinstance(outcome, ServerError):
+                self._refuse(request, outcome)
+            else:
+                self._add(request, outcome)
+
+    def _add(self, request: Generate, constraint: Constraint | None) -> None:
         try:
-            self.scheduler.add(request)
+            self.scheduler.add(request, constraint)
         except ServerError as error:
-            self._emit([Failed(id=request.id, code=error.code, message=str(error))])
+            self._refuse(request, error)
+
+    def _refuse(self, request: Generate, error: ServerError) -> None:
+        self._emit([Failed(id=request.id, code=error.code, message=str(error), param=error.param)])
 
     def _tokenize(self, command: Tokenize) -> None:
         try:

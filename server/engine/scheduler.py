@@ -9,6 +9,7 @@ from bisect import insort
 
 from msgspec.structs import replace
 
+from server.engine.constrain import Constraint
 from server.engine.prefix import Resident, best_match
 from server.engine.sequence import Sequence
 from server.engine.slots import SlotPool
@@ -52,7 +53,7 @@ class Scheduler:
             steps=self._steps,
         )
 
-    def add(self, request: Generate) -> None:
+    def add(self, request: Generate, constraint: Constraint | None = None) -> None:
         """Accept a request. Raises RequestError for one that can never run; it then gets no event."""
         size, room = len(request.prompt), self.limits.context
         if not request.prompt:
@@ -66,7 +67,7 @@ class Scheduler:
         if self.limits.deterministic:
             request = replace(request, params=replace(request.params, reproducible=True))
         limit = min(room, size + request.params.max_tokens)
-        sequence = Sequence(request, self._arrivals, limit, list(request.prompt))
+        sequence = Sequence(request, self._arrivals, limit, list(request.prompt), constraint=constraint)
         if request.params.prompt_logprobs is not None:
             sequence.prompt_scores = [None] * (size - 1)
         self._arrivals += 1
@@ -96,7 +97,7 @@ class Scheduler:
         return Batch(self.slots.take_ops(), tuple(rows))
 
     def _may_run(self, sequence: Sequence) -> bool:
-        if sequence.slot is None:  # preempted while this step was planned
+        if sequence.slot is None or sequence.must_wait:  # without a slot: preempted while this was planned
             return False
         return sequence.wants_more or sequence.computed < sequence.prompt_tokens
 
@@ -126,6 +127,7 @@ class Scheduler:
             tokens=tuple(tokens),
             samples=samples,
             draw=len(sequence.tokens) + sequence.in_flight - sequence.prompt_tokens,
+            mask=sequence.constraint.mask if samples and sequence.constraint is not None else None,
             wants_prompt_logprobs=sequence.scores_prompt and start < sequence.prompt_tokens - 1,
         )
         sequence.computed = end
@@ -227,6 +229,11 @@ class Scheduler:
         sequence.tokens.append(result.token)
         self._generated += 1
         logprobs = None if result.logprobs is None else (result.logprobs,)
+        if (constraint := sequence.constraint) is not None:
+            constraint.take(result.token)
+            if constraint.error is not None:
+                self._end(sequence, "abort")
+                return Failed(id=sequence.request.id, code=RequestError.code, message=constraint.error)
         if finish := sequence.finish_after(result.token):
             return self._final(sequence, finish, (result.token,), logprobs)
         return self._event(sequence, (result.token,), logprobs)
@@ -285,6 +292,7 @@ class Scheduler:
             tokens=tokens,
             logprobs=logprobs,
             finish=finish,
+            complete=finish == "stop" and tokens[-1] not in sequence.params.stop_ids,
             cached_tokens=sequence.cached_tokens if first else None,
             prompt_logprobs=scores if first and sequence.params.prompt_logprobs is not None else None,
         )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from server.engine.constrain import Constraint
 from server.engine.prefix import Family, Resident
 from server.types import FinishReason, Generate, SamplingParams, TokenLogprobs
 
@@ -18,6 +19,7 @@ class Sequence:
     finish: FinishReason | None = None
     cached_tokens: int = 0
     announced: bool = False  # its first event was sent
+    constraint: Constraint | None = None
     prompt_scores: list[TokenLogprobs | None] = field(default_factory=list)
 
     @property
@@ -59,6 +61,11 @@ class Sequence:
         return Resident(self.slot, self.tokens, held, self.family)
 
     @property
+    def must_wait(self) -> bool:
+        """Its next token depends on one that is still being sampled, so that it cannot be planned ahead."""
+        return self.constraint is not None and self.in_flight > 0
+
+    @property
     def wants_more(self) -> bool:
         """Another token may be sampled after those in flight, unless one of them ends the answer."""
         return len(self.tokens) + self.in_flight < self.limit
@@ -68,7 +75,12 @@ class Sequence:
         """Prompt logprobs are still owed."""
         return self.params.prompt_logprobs is not None and not self.announced
 
+    @property
+    def complete(self) -> bool:
+        """Its grammar has ended."""
+        return self.constraint is not None and self.constraint.ended
+
     def finish_after(self, token: int) -> FinishReason | None:
-        if token in self.params.stop_ids:
+        if token in self.params.stop_ids or self.complete:
             return "stop"
         return "length" if len(self.tokens) >= self.limit else None

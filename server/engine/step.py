@@ -4,11 +4,21 @@ A batch is slot operations, in order, and then rows. Slots are the executor's KV
 lose its slot (preemption) and get another, so sampling state hangs on the sequence, never on the slot.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
 from server.types import Limits, SamplingParams, TokenLogprobs
+
+Mask = Callable[[], bytes | None]
+"""Which tokens may be sampled now: bit `i % 8` of byte `i // 8` is token i (packed words of 32 bits, least
+significant first), a token beyond the last byte may not; None: all may. At least one bit is set.
+
+It is computed when it is first called, which takes the CPU some tenths of a millisecond: an executor calls it
+after it has started the forward pass and before it samples, once a row, from the thread that calls `submit`
+and `collect`.
+"""
 
 PREVIOUS = -1  # as a row's token: the one sampled for this sequence by the step before
 
@@ -71,6 +81,7 @@ class Row:
     samples: bool  # choose a token after the last position
     draw: int  # how many tokens of this answer were chosen before: the counter of its random numbers
     wants_prompt_logprobs: bool = False  # score, at each position, the prompt token that follows it
+    mask: Mask | None = None  # bounds what is sampled, not what logprobs are taken over
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,8 +271,8 @@ class EngineClient:
 
 def _trouble(event: Event | EngineDied) -> ServerError:
     match event:
-        case Failed(code=code, message=message):
-            return by_code(code, message)
+        case Failed(code=code, message=message, param=param):
+            return by_code(code, message, param)
         case EngineDied():
             return event
         case _:

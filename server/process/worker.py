@@ -13,14 +13,18 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 from server.backends import registry
 from server.backends.base import Opened
+from server.engine.compiler import Compiler
+from server.engine.constrain import Words
 from server.engine.loop import EngineLoop
 from server.errors import OpenError, ServerError
 from server.process.child import die_with
 from server.process.wire import EngineSocket
-from server.types import Loading, Open, OpenFailed, Ready
+from server.types import Loading, ModelText, Open, OpenFailed, Ready
 
 LOADING_STEP = 0.01  # loading is reported in steps of one hundredth
 
@@ -48,8 +52,25 @@ def main(fd: int, parent: int) -> int:
             embedding=None if embedder is None else embedder.width,
         )
     )
-    EngineLoop(opened.executor, wire, wire.send, tokenize=opened.tokenize, embedder=embedder).run()
+    EngineLoop(
+        opened.executor,
+        wire,
+        wire.send,
+        tokenize=opened.tokenize,
+        embedder=embedder,
+        compiler=Compiler(partial(_words, spec, opened.text)),
+    ).run()
     return 0
+
+
+def _words(spec: Open, text: ModelText | None) -> Words:
+    """The vocabulary for grammars: the engine's own, or the one beside the model. Raises OpenError."""
+    if text is not None:
+        return Words(text.pieces, frozenset(text.control), frozenset(text.end_ids))
+    from server.text.model import TextModel  # a few MB, and only where a grammar comes
+
+    model = TextModel.from_folder(Path(spec.variant))
+    return Words(model.pieces, model.control, model.end_ids)
 
 
 def _leave() -> None:

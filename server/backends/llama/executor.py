@@ -1,7 +1,7 @@
 """Steps of the engine on llama.cpp: rows of many sequences in one forward pass, tokens sampled here."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,7 @@ class Step:
     tokens: list[int | None]
     logprobs: list[TokenLogprobs | None]
     scores: dict[int, list[TokenLogprobs]]  # by row index
+    masks: dict[int, bytes] = field(default_factory=dict)  # of the last pass, by row index
 
 
 class LlamaExecutor:
@@ -142,6 +143,7 @@ class LlamaExecutor:
         outputs = sum(span.outputs for span in step.last)
         if not outputs:
             return
+        step.masks = _masks(step.last)  # while a GPU may still compute
         logits = self._context.logits(outputs)
         try:
             self._choose(step, logits)
@@ -158,7 +160,7 @@ class LlamaExecutor:
             if span.samples:
                 sequence = span.row.sequence
                 sampler = self._sampler(sequence)
-                if sampler.simple:
+                if sampler.simple and span.number not in step.masks:
                     simple.append((span.number, place))
                 else:
                     self._sample(step, span, sampler, logits[place])
@@ -175,7 +177,9 @@ class LlamaExecutor:
 
     def _sample(self, step: Step, span: Span, sampler: Sampler, logits: NDArray[np.float32]) -> None:
         row = span.row
-        token = sampler.choose(logits, row.sequence.tokens, row.start + len(row.tokens), row.draw)
+        mask = step.masks.get(span.number)
+        end = row.start + len(row.tokens)
+        token = sampler.choose(logits, row.sequence.tokens, end, row.draw, mask)
         step.tokens[span.number] = token
         if (count := sampler.params.logprobs) is not None:
             step.logprobs[span.number] = score(logits, token, count, self._scratch)
@@ -192,6 +196,15 @@ class LlamaExecutor:
             sampler = Sampler(sequence.params, sequence.prompt_tokens, self._scratch)
             self._samplers[sequence.key] = sampler
         return sampler
+
+
+def _masks(spans: list[Span]) -> dict[int, bytes]:
+    """The masks of the rows that sample under one."""
+    masks: dict[int, bytes] = {}
+    for span in spans:
+        if span.samples and span.row.mask is not None and (mask := span.row.mask()) is not None:
+            masks[span.number] = mask
+    return masks
 
 
 def _passes(rows: tuple[Row, ...], outputs: int) -> Iterator[list[Span]]:

@@ -59,6 +59,14 @@ def _check(largest: float) -> None:
         raise BadLogits("the model's logits are not finite numbers")
 
 
+def banned(mask: bytes, size: int) -> NDArray[np.bool_]:
+    """Which of `size` tokens a mask (server.engine.step.Mask) forbids."""
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=min(size, 8 * len(mask)), bitorder="little")
+    result = np.ones(size, np.bool_)
+    np.equal(bits, 0, out=result[: len(bits)])
+    return result
+
+
 def top_ids(values: Logits, count: int) -> Ids:
     """Ids of the `count` largest values, largest first; the lower id first where they are equal."""
     count = min(count, len(values))
@@ -190,9 +198,9 @@ class Tally:
 class Sampler:
     """Chooses the tokens of one sequence.
 
-    Order of operations: logit bias, repetition penalty (prompt and answer), frequency and presence penalty
-    (answer), temperature, top-k, top-p, min-p. `scratch` is a buffer of the vocabulary's size that all
-    samplers of an executor share; logits are never written to.
+    Order of operations: mask, logit bias, repetition penalty (prompt and answer), frequency and presence
+    penalty (answer), temperature, top-k, top-p, min-p. `scratch` is a buffer of the vocabulary's size that
+    all samplers of an executor share; logits are never written to.
     """
 
     def __init__(self, params: SamplingParams, prompt_tokens: int, scratch: Logits) -> None:
@@ -208,17 +216,21 @@ class Sampler:
         self.simple = params.temperature == 0.0 and not self._adjusts and params.logprobs is None
         """No more than `greedy`, which does many rows at once."""
 
-    def choose(self, logits: Logits, tokens: Sequence[int], end: int, draw: int) -> int:
+    def choose(
+        self, logits: Logits, tokens: Sequence[int], end: int, draw: int, mask: bytes | None = None
+    ) -> int:
         """The token at position `end`, given the tokens and the logits before it. Raises BadLogits."""
-        if self._adjusts:
-            logits = self._adjusted(logits, tokens, end)
+        if self._adjusts or mask is not None:
+            logits = self._adjusted(logits, tokens, end, mask)
         if self.params.temperature == 0.0:
             return greedy(logits[None])[0]
         return self._sample(logits, uniform(self.params.seed, draw))
 
-    def _adjusted(self, logits: Logits, tokens: Sequence[int], end: int) -> Logits:
+    def _adjusted(self, logits: Logits, tokens: Sequence[int], end: int, mask: bytes | None = None) -> Logits:
         out, params = self._scratch, self.params
         np.copyto(out, logits)
+        if mask is not None:
+            np.copyto(out, -np.inf, where=banned(mask, len(out)))
         out[self._bias_ids] += self._bias
         if self._everything is not None:
             ids, _ = self._everything.advance(tokens, end)

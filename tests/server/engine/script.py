@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from server.backends.toy import Pages, Rows, ToyEmbedder, ToyExecutor, predict
+from server.engine.compiler import Compiler
 from server.engine.loop import EngineLoop
 from server.types import (
     Command,
@@ -67,6 +68,7 @@ def run(
     limits: Limits,
     fail_at: frozenset[int] = frozenset(),
     embedder: ToyEmbedder | None = None,
+    compiler: Compiler | None = None,
 ) -> Run:
     executor = ToyExecutor(MEMORIES[backend](limits), fail_at=fail_at)
     result: Run
@@ -81,7 +83,7 @@ def run(
             case _:
                 raise AssertionError(reply)
 
-    result = Run(executor, EngineLoop(executor, Script(timed), send, embedder=embedder))
+    result = Run(executor, EngineLoop(executor, Script(timed), send, embedder=embedder, compiler=compiler))
     result.loop.run()
     return result
 
