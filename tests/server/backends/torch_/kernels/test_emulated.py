@@ -1,0 +1,156 @@
+"""The CUDA source itself, run on the CPU by an emulator, against float64.
+
+What a GPU adds, the hardware's own behaviour and speed, is in benchmarks/gpu.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import torch
+
+from quant.layer import QuantizedLinear
+from server.backends.torch_.kernels import activations, attention, linear, w8a8
+from server.backends.torch_.kernels.packed import pack
+from tests.server.backends.torch_.kernels import emulator
+from tests.server.backends.torch_.kernels.test_layout import affine, nf4
+
+LIMITS = {torch.float16: 1e-3, torch.bfloat16: 5e-3}
+PROCESSORS = 4
+
+
+class Builder(Protocol):
+    def __call__(self, names: Sequence[str], defines: Mapping[str, int]) -> emulator.EmulatedModule: ...
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    folder: Path = tmp_path_factory.mktemp("emulated")
+    return lambda names, defines: emulator.build(folder, names, defines)
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.double() - want).norm() / want.norm().clamp_min(1e-30))
+
+
+LINEARS: list[tuple[QuantizedLinear, torch.dtype, Sequence[tuple[int, int]]]] = [
+    # (batch, blocks that share the columns)
+    (affine(4, 128, False, (80, 1088)), torch.float16, [(1, 1), (3, 2), (9, 1), (30, 2), (70, 1), (300, 1)]),
+    (affine(4, 32, True, (33, 96)), torch.bfloat16, [(2, 1), (17, 1)]),
+    (nf4((40, 320), nested=False), torch.float16, [(5, 1), (12, 2)]),
+    (affine(8, None, True, (33, 640)), torch.bfloat16, [(4, 1), (40, 2)]),
+    (affine(8, 64, False, (16, 192)), torch.float16, [(1, 1)]),
+]
+
+
+@pytest.mark.parametrize(("layer", "dtype", "runs"), LINEARS)
+def test_linear_layers(
+    build: Builder, layer: QuantizedLinear, dtype: torch.dtype, runs: Sequence[tuple[int, int]]
+) -> None:
+    packed = pack(layer)
+    kernels = build(linear.FILES[1:], linear.defines(packed, dtype))
+    rows, columns = packed.shape
+    weight, bias = layer.dequantize().double(), torch.randn(rows).to(dtype)
+    for batch, splits in runs:
+        x = torch.randn(batch, columns).to(dtype)
+        y = torch.full((batch, rows), float("nan"), dtype=dtype)
+        default = linear.plan(packed, batch, PROCESSORS)
+        chosen = linear.Plan(default.tiles, default.row_warps, splits)
+        linear.launch(kernels, x, packed, bias, y, chosen)
+        assert error(y, x.double() @ weight.T + bias.double()) < LIMITS[dtype]
+        assert not linear.workspace(x.device)[1].any(), "counters are left as they were found"
+    out = torch.full((rows, columns), float("nan"), dtype=dtype)
+    linear.launch_dequantize(kernels, packed, out)
+    assert error(out, weight) < LIMITS[dtype]
+
+
+ATTENTIONS = [
+    # head size, KV heads, queries of each, pages of a row, window, softcap
+    (64, 2, 1, 9, None, None),
+    (128, 1, 8, 20, 40, None),
+    (80, 3, 3, 3, None, 30.0),
+    (256, 1, 12, 9, 5, 30.0),
+]
+
+
+@pytest.mark.parametrize("dtype", list(LIMITS))
+@pytest.mark.parametrize(("size", "kv_heads", "ratio", "width", "window", "cap"), ATTENTIONS)
+def test_attention(  # noqa: PLR0913, PLR0917
+    build: Builder,
+    size: int,
+    kv_heads: int,
+    ratio: int,
+    width: int,
+    window: int | None,
+    cap: float | None,
+    dtype: torch.dtype,
+) -> None:
+    kernels = build(attention.FILES[1:], {"BF16": int(dtype == torch.bfloat16)})
+    lengths = torch.tensor([0, 1, width * 16, width * 8 + 3], dtype=torch.int32)
+    tables = (1 + torch.randperm(4 * width)).view(4, width).int()
+    q = torch.randn(4, kv_heads * ratio, size).to(dtype)
+    keys, values = (torch.randn(1 + 4 * width, 16, kv_heads, size).to(dtype) for _ in range(2))
+    for processors in (1, 40):
+        out = torch.full_like(q, float("nan"))
+        rule = (window or 0, size**-0.5, cap or 0.0)
+        attention.launch(kernels, (q, keys, values, tables, lengths, out), rule, processors)
+        want = attention.reference(
+            q.double(), keys.double(), values.double(), tables, lengths, rule[1], window, cap
+        )
+        assert error(out, want) < LIMITS[dtype]
+        assert not out[0].any(), "a row without tokens is zeros"
+
+
+@pytest.mark.parametrize("dtype", list(LIMITS))
+def test_rows_between_layers(build: Builder, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels give torch's numbers, bit for bit but for the last one where functions differ."""
+    kernels = build(activations.FILES[1:], {"BF16": int(dtype == torch.bfloat16)})
+    x, residual, weight = (torch.randn(*shape).to(dtype) for shape in ((3, 520), (3, 520), (520,)))
+    x[0, 3], x[2] = 9, 0
+    cos, sin, qkv = (torch.randn(3, width).to(dtype) for width in (32, 32, 10 * 64))
+
+    def everything() -> list[torch.Tensor]:
+        keys, values = torch.zeros(2, 3, 16, 2, 64, dtype=dtype)
+        q = activations.rope_and_store(qkv, cos, sin, keys, values, torch.tensor([3, -1, 40]), 6)
+        sums = torch.arange(600, dtype=torch.int32).view(3, 200) * 1000
+        scaled = activations.scale_sums(sums, torch.ones(3), torch.full((200,), 1e-3), weight[:200], dtype)
+        return [
+            activations.rms_norm(x, weight, 1e-5),
+            *activations.add_rms_norm(x, residual, weight, 1e-5),
+            activations.silu_mul(torch.cat([x, residual], dim=-1)),
+            activations.round_rows(x, 6.0),
+            *activations.quantize_rows(x),
+            *(q, keys, values, scaled),
+        ]
+
+    want = everything()
+    monkeypatch.setattr(activations, "module", lambda device, dtype: kernels)
+    monkeypatch.setattr(activations, "runs_on", lambda *tensors, width=8: True)
+    for got, expected in zip(everything(), want, strict=True):
+        assert error(got, expected.double()) < LIMITS[dtype]
+
+
+def test_int8_products_are_exact() -> None:
+    layer = affine(8, None, True, (48, 2048))
+    signed, x = w8a8.sign(layer), torch.randn(2, 3, 2048)
+    codes, scales = activations.quantize_rows(x.view(6, -1))
+    want = (codes.double() * scales.double()[:, None]) @ layer.dequantize().double().T
+    assert error(w8a8.linear(x, signed).view(6, -1), want) < 1e-6
+
+
+def test_rows_round_alone() -> None:
+    """An outlier in one row changes no other row, and stays what it was."""
+    x = torch.randn(4, 64)
+    before = activations.round_rows(x, 6.0)
+    x[1, 7] = 40.0
+    after = activations.round_rows(x, 6.0)
+    assert torch.equal(before[[0, 2, 3]], after[[0, 2, 3]])
+    assert after[1, 7] == 40.0
+
+
+def test_the_cpu_computes_what_the_kernels_do() -> None:
+    layer = affine(4, 64, False, (24, 128))
+    x, bias = torch.randn(2, 5, 128), torch.randn(24)
+    got = linear.linear(x, pack(layer), bias)
+    torch.testing.assert_close(got, x @ layer.dequantize().T + bias, rtol=1e-4, atol=1e-4)
