@@ -6,16 +6,29 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
 from quant.errors import BadSource, DiskFull
 
+_unshown: ContextVar[bool] = ContextVar("unshown", default=False)
+
+
+@contextmanager
+def unshown() -> Iterator[None]:
+    """For callers who must not see in an error what they sent: it may be a secret in the wrong place."""
+    token = _unshown.set(True)
+    try:
+        yield
+    finally:
+        _unshown.reset(token)
+
 
 def shown(name: object) -> str:
-    """A foreign value as one short printable line."""
-    text = ascii(name)
+    """A foreign value as one short printable line; within `unshown`, an ellipsis."""
+    text = ascii("..." if _unshown.get() else name)
     return text if len(text) <= 120 else text[:117] + "..."
 
 

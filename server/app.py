@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from quant.store import VariantStore
 from server.api.app import create_app
 from server.api.leaving import cancelled
-from server.api.protocol import BoundedProtocol
+from server.api.protocol import bounded
 from server.catalog import Catalog
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
@@ -82,7 +82,7 @@ def configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="none",  # `run` has chosen it
-        http=BoundedProtocol,
+        http=bounded(settings.body_wait_s),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -62,6 +62,14 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(RequestError):
+    """The client's own `timeout`, or its body took too long to arrive."""
+
+    status = 408
+    kind = "timeout_error"
+    code = "timeout"
+
+
 class Conflict(RequestError):
     status = 409
     code = "conflict"
@@ -75,6 +83,18 @@ class BodyTooLarge(RequestError):
 class WrongContentType(RequestError):
     status = 415
     code = "unsupported_media_type"
+
+
+class RateLimited(RequestError):
+    """One key asks for too much; others are answered."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class WrongHost(RequestError):
+    code = "invalid_host"
 
 
 class HeadersTooLarge(RequestError):

@@ -15,6 +15,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 PACKAGED_MODELS = Path(__file__).parent / "default.yaml"
 PREFIX = "QUANTSERVE_"
+KEY = re.compile(r"[!-~]+")
 
 
 class SettingsError(Exception):
@@ -39,11 +40,17 @@ class Settings:
     port: int = 8000
     api_keys_file: Path | None = None  # None: any key is accepted and only salts the prefix cache
     admin_keys_file: Path | None = None  # None: admin routes answer loopback peers only
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # besides those of the file
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_hosts: tuple[str, ...] = ()  # of the Host header, besides loopback and `host`; "*": every one
+    key_concurrency: int | None = None  # requests of one key that run at once
+    key_rate: int | None = None  # requests of one key in a minute
     allow_no_key: bool = False  # bind beyond loopback without API keys (containers, trusted networks)
     log_level: LogLevel = "info"
     build_wait_s: float = 600.0  # how long a plain request waits for a build or a load
     ping_s: float = 15.0  # between two comments that keep a stream alive
     body_limit: int = 4 * 1024**2  # bytes of one request body
+    body_wait_s: float = 30.0  # from the head of a request to the end of its body
     queue_limit: int = 256  # requests that may wait for one engine
     default_context: int = 4096  # tokens, for models that name no context
     cache_max_bytes: int | None = None  # None: what the disk holds
@@ -64,6 +71,22 @@ def _keys_file(text: str) -> Path:
     if not read_keys(path):
         raise ValueError(f"{text} holds no key (one a line, # starts a comment)")
     return path
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    """Keys between commas. The message never shows one."""
+    keys = tuple(key for part in text.split(",") if (key := part.strip()))
+    if not keys or not all(map(KEY.fullmatch, keys)):
+        raise ValueError("keys are visible ASCII characters, with commas between them")
+    return keys
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    names = tuple(name for part in text.split(",") if (name := part.strip()))
+    for name in names:
+        if name != "*" and not re.fullmatch(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]", name):
+            raise ValueError(f"{name!r} is not a host name (names without ports, commas between them, or *)")
+    return names
 
 
 def _folder(text: str) -> Path:
@@ -125,11 +148,17 @@ READERS: Mapping[str, Reader] = {
     "port": _whole(1, 65535),
     "api_keys_file": _keys_file,
     "admin_keys_file": _keys_file,
+    "api_keys": _keys,
+    "admin_keys": _keys,
+    "allowed_hosts": _hosts,
+    "key_concurrency": _whole(1, 1_000_000),
+    "key_rate": _whole(1, 1_000_000),
     "allow_no_key": _flag,
     "log_level": _level,
     "build_wait_s": _seconds,
     "ping_s": _seconds,
     "body_limit": _bytes,
+    "body_wait_s": _seconds,
     "queue_limit": _whole(1, 1_000_000),
     "default_context": _whole(16, 16_777_216),
     "cache_max_bytes": _bytes,
@@ -172,7 +201,7 @@ def flag_of(name: str) -> str:
 
 def refuse_open_bind(settings: Settings) -> str | None:
     """Why this host may not be bound without keys, or None. Other names than localhost count as not local."""
-    if settings.api_keys_file or settings.allow_no_key or is_loopback(settings.host):
+    if settings.api_keys_file or settings.api_keys or settings.allow_no_key or is_loopback(settings.host):
         return None
     return (
         f"refusing to listen on {settings.host} without API keys: give --api-keys-file, "
@@ -207,7 +236,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
         key = line.strip()
         if not key or key.startswith("#"):
             continue
-        if not re.fullmatch(r"[!-~]+", key):
+        if not KEY.fullmatch(key):
             raise ValueError(f"{path}:{number}: a key is visible ASCII characters without spaces")
         keys.append(key)
     return tuple(keys)

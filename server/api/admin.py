@@ -6,6 +6,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Response
 from msgspec import Struct
 
+from quant.files import unshown
 from quant.recipe import parse_recipe
 from server.api.body import json_body
 from server.api.deps import Using
@@ -31,7 +32,9 @@ async def quantize(
         raise RequestError("model: name the model alone; the recipe names the variant", param="model")
     spec = body.recipe if body.preset is None else body.preset
     assert spec is not None, "checked by QuantizeRequest"
-    job = await services.jobs.submit(model, parse_recipe(spec))
+    with unshown():
+        recipe = parse_recipe(spec)
+    job = await services.jobs.submit(model, recipe)
     return _json(job, 202)
 
 

@@ -14,6 +14,8 @@ from server.api.auth import Keys, authenticate, caller_of
 from server.api.deps import Services
 from server.api.edge import Edge
 from server.api.errors import install_error_handlers
+from server.api.hosts import Hosts
+from server.api.limits import Limited
 from server.api.meters import Metrics
 from server.catalog import Catalog
 from server.errors import NotFound
@@ -58,7 +60,13 @@ def create_app(settings: Settings, catalog: Catalog, pool: Pool, jobs: Jobs, sto
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
     install_error_handlers(app)
     app.router.default = _unknown_route
-    app.add_middleware(Edge, body_limit=settings.body_limit)
+    app.add_middleware(Limited, keys=services.keys, settings=settings)
+    app.add_middleware(
+        Edge,
+        hosts=Hosts.of(settings),
+        body_limit=settings.body_limit,
+        body_wait_s=settings.body_wait_s,
+    )
     return app
 
 

@@ -6,6 +6,7 @@ Decided on `scope["path"]`, which no header can change, and on the key alone.
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,29 +25,36 @@ SALT_CHARS = 32
 class Caller:
     salt: str  # of the prefix cache: callers with different keys share nothing
     admin: bool
+    known: bool = False  # by one of the configured keys
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """sha256 digests of the keys. Empty `admin`: only loopback peers are administrators, and only while there
-    are no user keys either, since a proxy on this machine makes every caller a loopback peer."""
+    """sha256 digests of the keys, from files and variables.
+
+    Empty `admin`: only loopback peers are administrators, and only while there are no user keys either,
+    since a proxy on this machine makes every caller a loopback peer.
+    """
 
     user: tuple[bytes, ...] = ()
     admin: tuple[bytes, ...] = ()
 
     @classmethod
     def of(cls, user: Sequence[str], admin: Sequence[str]) -> "Keys":
-        return cls(tuple(map(_digest, user)), tuple(map(_digest, admin)))
+        return cls(tuple(map(_stored, user)), tuple(map(_stored, admin)))
 
     @classmethod
     def read(cls, settings: Settings) -> "Keys":
         """Raises ValueError for a file that holds no key: an empty file must not open the server."""
         found = []
-        for path in (settings.api_keys_file, settings.admin_keys_file):
+        for path, given in (
+            (settings.api_keys_file, settings.api_keys),
+            (settings.admin_keys_file, settings.admin_keys),
+        ):
             keys = () if path is None else read_keys(path)
             if path is not None and not keys:
                 raise ValueError(f"{path.name} holds no key")
-            found.append(keys)
+            found.append((*keys, *given))
         return cls.of(*found)
 
     def caller(self, scope: Scope) -> Caller:
@@ -55,10 +63,11 @@ class Keys:
         digest = _digest(key or "")
         admin = _among(digest, self.admin)
         user = _among(digest, self.user)
-        if not (admin or user) and (self.user or (self.admin and _is_admin_path(scope["path"]))):
+        if not (admin or user) and (self.user or (self.admin and is_admin_path(scope["path"]))):
             raise Unauthorized("a valid API key is required: Authorization: Bearer <key>")
         local = not self.admin and not self.user and _is_loopback(scope)
-        return Caller(salt=digest.hex()[:SALT_CHARS] if key else "", admin=admin or local)
+        salt = digest.hex()[:SALT_CHARS] if key else ""
+        return Caller(salt=salt, admin=admin or local, known=admin or user)
 
 
 def authenticate(request: Request) -> Caller | None:
@@ -70,7 +79,7 @@ def caller_of(keys: Keys, scope: Scope) -> Caller | None:
     if scope["path"] in OPEN_PATHS:
         return None
     caller = keys.caller(scope)
-    if _is_admin_path(scope["path"]) and not caller.admin:
+    if is_admin_path(scope["path"]) and not caller.admin:
         raise Forbidden("this route needs an admin key" + ("" if keys.admin else " (none is configured)"))
     return caller
 
@@ -81,13 +90,20 @@ def salt_of(request: Request) -> str:
     return keys.caller(request.scope).salt
 
 
-def _is_admin_path(path: str) -> bool:
+def is_admin_path(path: str) -> bool:
     return path.startswith(("/quantize", "/admin"))
 
 
 def _bearer(headers: Headers) -> str | None:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key if scheme.lower() == "bearer" and key else None
+
+
+def _stored(entry: str) -> bytes:
+    """A key as it is configured: itself, or "sha256:" and the digest of its bytes in hex."""
+    if found := re.fullmatch(r"sha256:([0-9a-f]{64})", entry):
+        return bytes.fromhex(found[1])
+    return _digest(entry)
 
 
 def _digest(key: str) -> bytes:

@@ -28,8 +28,8 @@ async def chat(
     id, created = new_id("chatcmpl"), now()
     plan = partial(_plan, body, id, salt_of(request))
     if body.stream:
-        return await answer_stream(request, services, body.model, plan, partial(_chunks, body, id, created))
-    return await answer_whole(request, services, body.model, plan, partial(_completion, body, id, created))
+        return await answer_stream(request, services, body, plan, partial(_chunks, body, id, created))
+    return await answer_whole(request, services, body, plan, partial(_completion, body, id, created))
 
 
 async def _plan(body: ChatRequest, id: str, salt: str, lease: Lease) -> Plan:

@@ -9,9 +9,11 @@ import msgspec
 from fastapi import Request, Response
 
 from server.api.chunks import Chunks
+from server.api.deadline import within
 from server.api.deps import Services, announce
 from server.api.generate import Begun, Part, Planner, Whole, ask, collect
 from server.api.leaving import unless_gone
+from server.api.schema.sampling import Sampling
 from server.api.sse import open_stream
 from server.pool.states import Served
 
@@ -30,20 +32,24 @@ def fingerprint(served: Served) -> str:
 
 
 async def answer_whole(
-    request: Request, services: Services, name: str, plan: Planner, shape: Callable[[Whole], msgspec.Struct]
+    request: Request,
+    services: Services,
+    body: Sampling,
+    plan: Planner,
+    shape: Callable[[Whole], msgspec.Struct],
 ) -> Response:
-    announce(request, services, name)
-    parts = ask(services, name, plan, wait_s=services.settings.build_wait_s)
+    announce(request, services, body.model)
+    parts = within(ask(services, body.model, plan, wait_s=services.settings.build_wait_s), body.timeout)
     whole = await unless_gone(request.receive, collect(parts))
     return Response(msgspec.json.encode(shape(whole)), media_type="application/json")
 
 
 async def answer_stream(
-    request: Request, services: Services, name: str, plan: Planner, shape: Callable[[Begun], Chunks]
+    request: Request, services: Services, body: Sampling, plan: Planner, shape: Callable[[Begun], Chunks]
 ) -> Response:
     """A stream waits for a model as long as its client does."""
-    announce(request, services, name)
-    frames = _frames(ask(services, name, plan, wait_s=None), shape)
+    announce(request, services, body.model)
+    frames = _frames(within(ask(services, body.model, plan, wait_s=None), body.timeout), shape)
     return await open_stream(request.receive, frames, services.settings.ping_s)
 
 

@@ -1,5 +1,6 @@
 """The outermost layer, as plain ASGI: request ids, size limits, and a last net for unexpected exceptions."""
 
+import asyncio
 import re
 import secrets
 
@@ -7,7 +8,15 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import response_of, unexpected
-from server.errors import BodyTooLarge, HeadersTooLarge, RequestError
+from server.api.hosts import Hosts
+from server.errors import (
+    BodyTooLarge,
+    HeadersTooLarge,
+    RequestError,
+    RequestTimeout,
+    ServerError,
+    WrongHost,
+)
 
 HEADER_LIMIT = 64 * 1024  # bytes of all headers together
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -29,9 +38,11 @@ def trace_of(scope: Scope) -> Trace:
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, body_limit: int) -> None:
+    def __init__(self, app: ASGIApp, hosts: Hosts, body_limit: int, body_wait_s: float) -> None:
         self.app = app
+        self.hosts = hosts
         self.body_limit = body_limit
+        self.body_wait_s = body_wait_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,8 +54,10 @@ class Edge:
         outgoing = _Outgoing(send, trace)
         try:
             _check_size(headers, self.body_limit)
-            await self.app(scope, _Incoming(receive, self.body_limit), outgoing)
-        except RequestError as error:
+            if not self.hosts.allow(headers.getlist("host")):
+                raise WrongHost("the Host header names none of this server's hosts")
+            await self.app(scope, _Incoming(receive, self.body_limit, self.body_wait_s), outgoing)
+        except ServerError as error:
             await response_of(error)(scope, receive, outgoing)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets the one shape
             told = unexpected(error)
@@ -54,19 +67,31 @@ class Edge:
 
 
 class _Incoming:
-    """Raises BodyTooLarge as soon as a body without a truthful Content-Length exceeds the limit."""
+    """Raises BodyTooLarge as soon as a body without a truthful Content-Length exceeds the limit, and
+    RequestTimeout for one that is not complete in time."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
+    def __init__(self, receive: Receive, limit: int, wait_s: float) -> None:
         self.receive = receive
         self.limit = self.left = limit
+        self.wait_s = wait_s
+        self.until = asyncio.get_running_loop().time() + wait_s
+        self.complete = False
 
     async def __call__(self) -> Message:
-        message = await self.receive()
+        message = await (self.receive() if self.complete else self._in_time())
         if message["type"] == "http.request":
+            self.complete = not message.get("more_body", False)
             self.left -= len(message.get("body", b""))
             if self.left < 0:
                 raise _too_large(self.limit)
         return message
+
+    async def _in_time(self) -> Message:
+        try:
+            async with asyncio.timeout_at(self.until):
+                return await self.receive()
+        except TimeoutError:
+            raise RequestTimeout(f"the body was not complete after {self.wait_s:g} s") from None
 
 
 class _Outgoing:

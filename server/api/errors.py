@@ -22,6 +22,7 @@ from quant.errors import (
     VariantInUse,
 )
 from server import errors
+from server.api.schema.base import field_names
 from server.errors import MethodNotAllowed, NotFound, RequestError, ServerError
 
 log = logging.getLogger(__name__)
@@ -96,12 +97,12 @@ def from_validation(error: ValidationError) -> RequestError:
 
 def _path(loc: tuple[int | str, ...]) -> str | None:
     """("messages", 0, "content") -> "messages[0].content"; pydantic's names of union members are left out,
-    and so are names that a client chose, except where they could be names of parameters."""
+    and so is every name that is no parameter's: a client chose it."""
     path = ""
     for part in loc[:-2] if loc[-1:] == ("[key]",) else loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif re.fullmatch(r"[a-z_]{1,40}", part) and part not in ("str", "int", "float", "bool", "dict"):
+        elif part in field_names():
             path += f".{part}" if path else part
     return path or None
 

@@ -1,6 +1,7 @@
 """What every request model shares: strict types, and a place for fields that it does not define."""
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -49,6 +50,19 @@ class Body(Loose):
         """Names of the fields that had no effect, nested ones as `messages.name`, without repeats."""
         names = dict.fromkeys(_extras(self, ""))
         return [name for name in names if name not in self.UNSUPPORTED]
+
+
+@cache
+def field_names() -> frozenset[str]:
+    """Every parameter of every request, nested ones too: names that an error may repeat."""
+    waiting, names = [Loose], set()
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        for name, info in kind.model_fields.items():
+            aliases = getattr(info.validation_alias, "choices", [info.validation_alias])
+            names |= {name, *(alias for alias in aliases if isinstance(alias, str))}
+    return frozenset(names)
 
 
 def header_value(names: list[str]) -> str:

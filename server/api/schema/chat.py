@@ -106,7 +106,6 @@ class ChatRequest(Sampling):
         "reasoning_effort": (),
         "regex": (),
         "response_format": ({"type": "text"},),
-        "timeout": (),
         "verbosity": ("medium",),
         "web_search_options": (),
     }

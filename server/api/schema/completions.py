@@ -36,7 +36,6 @@ class CompletionRequest(Sampling):
         "regex": (),
         "response_format": ({"type": "text"},),
         "suffix": ("",),
-        "timeout": (),
     }
 
     prompt: Annotated[list[Prompt], BeforeValidator(as_prompts), Field(min_length=1, max_length=MAX_PROMPTS)]

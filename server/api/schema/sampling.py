@@ -41,6 +41,7 @@ class Sampling(Body):
     stop_token_ids: Annotated[list[TokenId], Field(default_factory=list, max_length=64)]
     stream: bool = False
     stream_options: StreamOptions | None = None
+    timeout: Annotated[float, Field(gt=0, le=86_400, description="seconds for the answer")] | None = None
     priority: Annotated[int, Field(ge=0, le=100, description="larger runs later")] = 0
 
     @model_validator(mode="after")

@@ -39,7 +39,7 @@ async def application(folder: Path, *models: Model, **settings: Any) -> AsyncIte
 
 def client(app: FastAPI, peer: str = "127.0.0.1", **headers: str) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, client=(peer, 5000))
-    return httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers, timeout=30)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers, timeout=30)
 
 
 @contextlib.asynccontextmanager

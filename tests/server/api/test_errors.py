@@ -1,5 +1,6 @@
 """One error shape on every route, whatever is wrong with the request."""
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -12,10 +13,21 @@ from fastapi import Response
 from quant.errors import DiskFull, QuantError
 from server.api.errors import body_of, from_quant, response_of
 from server.errors import Overloaded, ServerError
-from tests.server.api.support import CHAT, COMPLETIONS, application, chat, client, completion, error_of
-from tests.server.pool.support import children
+from tests.server.api.support import (
+    CHAT,
+    COMPLETIONS,
+    application,
+    chat,
+    client,
+    completion,
+    error_of,
+    events,
+    serving,
+)
+from tests.server.pool.support import children, toy, write_gguf
 
 POSTS = (CHAT, COMPLETIONS, "/tokenize", "/detokenize", "/quantize")
+MARKER = "SECRET-marker-0815"
 JSON = {"content-type": "application/json"}
 
 
@@ -137,6 +149,65 @@ async def test_a_request_keeps_its_id_if_it_is_a_plain_one(http: httpx.AsyncClie
     for id in ("a" * 65, "a b", "\u00e9"):
         response = await http.get("/health", headers={b"x-request-id": id.encode("latin-1")})
         assert response.headers["x-request-id"].startswith("req-")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        chat(seed=MARKER), chat(model=MARKER), chat(stop=[MARKER] * 5), chat(logit_bias={MARKER: 1}),
+        chat(logit_bias={"secret_marker_name": "x"}), chat(messages=[{"role": MARKER, "content": "x"}]),
+        chat(messages=[{"role": "user", "content": [{"type": MARKER}]}]), chat(stream_options={MARKER: 1}),
+        chat(**{MARKER: MARKER}),
+    ],
+)  # fmt: skip
+async def test_errors_repeat_nothing_of_a_request(
+    http: httpx.AsyncClient, body: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (CHAT, COMPLETIONS, "/tokenize", "/v1/embeddings"):
+        response = await http.post(path, json=body, headers={"authorization": f"Bearer {MARKER}"})
+        assert "secret" not in (response.text + caplog.text).lower()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        MARKER, {"type": MARKER}, {"type": "q6_k", MARKER: 1}, {"method": MARKER, "format": "awq"},
+        {"method": "gptq", "format": MARKER}, {"type": "q6_k", "overrides": [[f"({MARKER}", "q8_0"]]},
+        {"type": "q6_k", "overrides": [["x", MARKER]]}, {"type": "q6_k", "imatrix": f"/{MARKER}"},
+        {"method": "gptq", "format": "gptq", "scheme": {"bits": MARKER, "group": 128, "symmetric": True}},
+    ],
+)  # fmt: skip
+async def test_refused_recipes_are_not_repeated_either(http: httpx.AsyncClient, recipe: object) -> None:
+    response = await http.post("/quantize", json={"model": "toy", "recipe": recipe})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "recipe"
+    assert "secret" not in response.text.lower()
+
+
+async def test_a_request_may_limit_its_own_time(tmp_path: Path) -> None:
+    long = toy(write_gguf(tmp_path / "toy.gguf"), context=60_000)
+    async with application(tmp_path, long) as app, client(app) as http:
+        assert (await http.post(CHAT, json=chat(max_tokens=2, timeout=20))).status_code == 200
+        endless = completion(prompt=[5], max_tokens=50_000, timeout=0.3)
+        response = await http.post(COMPLETIONS, json=endless)
+        assert response.status_code == 408
+        assert error_of(response)["code"] == "timeout"
+        streamed = events((await http.post(COMPLETIONS, json={**endless, "stream": True})).text)
+        assert streamed[-1]["error"]["code"] == "timeout"
+        assert any(event.get("choices") for event in streamed)
+        for wrong in (0, -1, 1e6, "5", True):
+            assert (await http.post(CHAT, json=chat(timeout=wrong))).status_code == 400
+
+
+async def test_a_body_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    async with serving(tmp_path, body_wait_s=0.2) as http:
+        response = await http.post(CHAT, content=body(), headers=JSON)
+    assert response.status_code == 408
+    assert error_of(response)["code"] == "timeout"
 
 
 def test_waiting_times_become_a_header() -> None:

@@ -76,7 +76,7 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
 
 def request(body: object, *, cut: int = 0) -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     whole = f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
     return whole[: len(whole) - cut]
 

@@ -105,7 +105,6 @@ def test_the_parameter_is_named_by_its_path(fields: dict[str, Any], param: str) 
         {"response_format": 7},
         {"reasoning_effort": "high"},
         {"regex": "a*"},
-        {"timeout": 3},
         {"functions": [{}]},
         {"tools": [TOOL]},
         {"tools": [TOOL], "tool_choice": "auto"},
