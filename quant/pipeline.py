@@ -1,42 +1,38 @@
-"""From a source and a recipe to a published variant: convert, check, quantize, publish.
+"""From a source and a recipe to a published variant, by the road that the recipe's format needs.
 
 Everything but the clock values in build.json follows from the source and the recipe. A process may be killed
 at any moment: the next build goes on after the last stage that the journal has.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
-from msgspec import Struct
-
+from quant.building import Road, versions
 from quant.checkpoint import TOKENIZER, checkpoint_tensors
-from quant.errors import BadSource, BuildFailed, QuantError
+from quant.errors import BadRecipe, BuildFailed, QuantError
 from quant.files import disk_full_is_typed
 from quant.ggml import FLOAT_TYPES
 from quant.gguf.header import read_header
 from quant.journal import Journal
-from quant.manifest import BuilderRecord, Manifest, RecipeRecord, SourceRecord
-from quant.plan import BUILDER_VERSION, FloatType, base_type, require_buildable, require_room, variant_key
-from quant.progress import Progress, Report, Stage
+from quant.plan import FloatType, base_type, require_buildable, require_room, variant_key
+from quant.progress import Progress, Report
 from quant.recipe import GgufRecipe, Recipe
-from quant.source import Source, digest_again
+from quant.source import Source
 from quant.store import Build, Variant, VariantStore
-from quant.texts import text_files, write_texts
+from quant.texts import text_files, words_of, write_texts
+from quant.torch_plan import PLAIN
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from quant.gguf.convert import Conversion
 
 __all__ = ["Outcome", "Progress", "build_variant", "require_room", "variant_key"]
 
 MODEL = "model.gguf"
-BUILD = "build.json"
 PACKAGES = ("gguf", "llama-cpp-python")
 
 
@@ -46,14 +42,13 @@ class Outcome:
     variant: Variant
 
 
-class BuildFile(Struct, frozen=True, kw_only=True):
-    """build.json: the one file of a variant that differs between two builds of it."""
+@dataclass(frozen=True, slots=True)
+class How:
+    """What the machine decides, not the recipe."""
 
-    outcome: Literal["built"] = "built"
-    started: str
-    finished: str
-    resumed: bool  # an interrupted build had finished a stage
-    seconds: dict[str, float]  # by stage
+    threads: int | None
+    device: str
+    tokens: "Tensor | None"
 
 
 def build_variant(
@@ -63,8 +58,13 @@ def build_variant(
     *,
     progress: Report,
     threads: int | None = None,
+    device: str = "auto",
+    tokens: "Tensor | None" = None,
 ) -> Outcome:
     """The variant of `source` under `recipe`, built here only if nobody has built it or is building it.
+
+    `device`: auto, cpu or cuda, for the torch formats. `tokens`: int64 [samples, length] to calibrate on
+    instead of the text that the recipe names; the variant's key does not tell of them.
 
     Raises BadSource and its kinds, BadRecipe, DiskFull, BuildFailed, and what `progress` raises (Cancelled).
     After an error nothing is left in the cache; after a kill, what the next build resumes.
@@ -74,15 +74,14 @@ def build_variant(
         _clear_leftovers(store, key)
         return Outcome("cached", found)
     require_buildable(source, recipe)
-    assert isinstance(recipe, GgufRecipe)
     store.sweep()
     with store.building(key) as build:
         if found := store.find(key):
             return Outcome("cached", found)
         with _nothing_left_by_errors(build):
             require_room(source, recipe, store)
-            run = _Run(source, recipe, build, Journal(build.scratch), progress, threads)
-            return Outcome("built", run.build())
+            how = How(threads, device, tokens)
+            return Outcome("built", _on_the_road(source, recipe, build, progress, how))
 
 
 def _clear_leftovers(store: VariantStore, key: str) -> None:
@@ -108,32 +107,47 @@ def _nothing_left_by_errors(build: Build) -> Iterator[None]:
         raise
 
 
-@dataclass
-class _Run:
-    source: Source
+def _on_the_road(source: Source, recipe: Recipe, place: Build, report: Report, how: How) -> Variant:
+    if isinstance(recipe, GgufRecipe):
+        road = GgufRoad(source=source, recipe=recipe, place=place, report=report, threads=how.threads)
+        return road.build()
+    try:
+        from quant.stream.plain import PlainRoad
+        from quant.stream.road import TorchRoad
+    except ModuleNotFoundError as error:
+        raise BadRecipe(f"{recipe.name} needs {error.name}, which is not installed") from error
+    if recipe.format == PLAIN:
+        return PlainRoad(source=source, recipe=recipe, place=place, report=report).build()
+    return TorchRoad(
+        source=source,
+        recipe=recipe,
+        place=place,
+        report=report,
+        threads=how.threads,
+        device=how.device,
+        tokens=how.tokens,
+    ).build()
+
+
+@dataclass(kw_only=True)
+class GgufRoad(Road):
+    """Convert, compare the tokenizer, quantize; after a kill, go on after the last stage in the journal."""
+
     recipe: GgufRecipe
-    place: Build
-    journal: Journal
-    report: Report
-    threads: int | None
-    seconds: dict[str, float] = field(default_factory=dict)
+    threads: int | None = None
 
     def build(self) -> Variant:
-        started = _now()
         conversion = self._prepare()
         self.place.start()
+        self.journal = Journal(self.place.scratch)
         resumed = bool(self.journal)
         model = self.place.out / MODEL
         if conversion is None:
             self._quantize(self.source.path, model)
         else:
             self._from_checkpoint(conversion, model)
-            write_texts(text_files(self.source, conversion), self.place.out)
-        self._require_unchanged()
-        with self._stage("publish", "files"):
-            ended = BuildFile(started=started, finished=_now(), resumed=resumed, seconds=self.seconds)
-            (self.place.out / BUILD).write_bytes(msgspec.json.encode(ended) + b"\n")
-            return self.place.publish(self._manifest(model))
+            write_texts(text_files(self.source, words_of(conversion)), self.place.out)
+        return self.publish(read_header(model).bits_per_weight, versions(*PACKAGES), resumed=resumed)
 
     def _prepare(self) -> "Conversion | None":
         """Judge the whole checkpoint before anything is written. None: a GGUF source."""
@@ -159,14 +173,14 @@ class _Run:
 
         if self.journal.has("convert"):
             return
-        with self._stage("convert", "bytes") as step:
+        with self.stage("convert", "bytes") as step:
             convert(self.source, target, float_type=float_type, progress=step)
             self.journal.add("convert", target)
 
     def _check(self, model: Path) -> None:
         from quant.gguf.probe import compare
 
-        with self._stage("check", "texts"):
+        with self.stage("check", "texts"):
             compare(model, self.source.path / TOKENIZER)
 
     def _quantize(self, base: Path, model: Path) -> None:
@@ -174,47 +188,6 @@ class _Run:
 
         if self.journal.has("quantize"):
             return
-        with self._stage("quantize", "tensors") as step:
+        with self.stage("quantize", "tensors") as step:
             quantize(base, model, self.recipe, progress=step, threads=self.threads)
             self.journal.add("quantize", model)
-
-    @contextmanager
-    def _stage(self, stage: Stage, unit: str) -> Iterator[Callable[[int, int], None]]:
-        began = time.monotonic()
-        self.report(Progress(stage, 0, 1, unit))
-        yield lambda done, total: self.report(Progress(stage, done, total, unit))
-        self.seconds[stage] = round(time.monotonic() - began, 3)
-
-    def _require_unchanged(self) -> None:
-        same = digest_again(self.source, self.place.store.cache) == self.source.digest
-        if not same or variant_key(self.source, self.recipe) != self.place.key:
-            raise BadSource("the source or the imatrix changed while the variant was built")
-
-    def _manifest(self, model: Path) -> Manifest:
-        files = self.place.records(unlisted=frozenset({BUILD}))
-        return Manifest(
-            key=self.place.key,
-            source=SourceRecord(id=self.source.id, revision=self.source.revision, digest=self.source.digest),
-            recipe=RecipeRecord(
-                name=self.recipe.name, body=dict(self.recipe.body), digest=self.recipe.digest
-            ),
-            format=self.recipe.format,
-            bits_per_weight=round(read_header(model).bits_per_weight, 4),
-            bytes=sum(file.size for file in files),
-            builder=BuilderRecord(version=BUILDER_VERSION, packages=_packages()),
-            files=files,
-        )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _packages() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # built into the image by hand
-            found[name] = "unknown"
-    return found

@@ -1,4 +1,4 @@
-"""What a build will do, decided before it writes: its key, the types it goes through, the room it needs."""
+"""What a build will do, decided before it writes: its key, what it is made of, the room it needs."""
 
 import re
 from collections.abc import Iterable
@@ -15,16 +15,22 @@ from quant.recipe import GgufRecipe, Recipe, TorchRecipe
 from quant.safetensors_header import TensorInfo
 from quant.source import Source
 from quant.store import VariantStore
+from quant.torch_plan import plan_torch
 
-BUILDER_VERSION = 1  # raised when the same source and recipe give other bytes
+# Raised when the same source and recipe give other bytes: of GGUF files, and of the torch formats.
+BUILDER_VERSION, TORCH_BUILDER_VERSION = 1, 1
 FloatType = Literal["f32", "f16", "bf16"]
 REQUANTIZABLE = FLOAT_TYPES | {"q8_0"}
 SPARE_BYTES = 1 << 20  # manifests, file system overhead
 
 
 def variant_key(source: Source, recipe: Recipe) -> str:
-    """32 hexadecimal digits that name the variant. Raises BadRecipe (imatrix gone)."""
-    return canonical_digest([source.digest, recipe.digest, BUILDER_VERSION])[:32]
+    """32 hexadecimal digits that name the variant. Raises BadRecipe (imatrix or corpus gone)."""
+    return canonical_digest([source.digest, recipe.digest, builder_version(recipe)])[:32]
+
+
+def builder_version(recipe: Recipe) -> int:
+    return BUILDER_VERSION if isinstance(recipe, GgufRecipe) else TORCH_BUILDER_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +52,10 @@ def base_type(tensors: Iterable[TensorInfo]) -> FloatType:
 
 
 def require_buildable(source: Source, recipe: Recipe) -> None:
-    """Raises BadRecipe for what cannot be made of a GGUF file. Checkpoints are judged by the converter."""
+    """Raises BadRecipe, and BadSource for what headers show. Checkpoints for GGUF the converter judges."""
     if isinstance(recipe, TorchRecipe):
-        raise BadRecipe(f"{recipe.name}: format {recipe.format} cannot be built yet")
+        plan_torch(source, recipe)
+        return
     if source.kind == "hf":
         return
     have = read_header(source.path).file_type
@@ -73,14 +80,19 @@ def sizes(source: Source, recipe: GgufRecipe) -> Sizes:
 
 def require_room(source: Source, recipe: Recipe, store: VariantStore) -> None:
     """Raises DiskFull where the cache's disk cannot hold the build; deletes nothing."""
-    require_buildable(source, recipe)
-    assert isinstance(recipe, GgufRecipe)
-    needed = sizes(source, recipe)
-    total = needed.base + needed.model + needed.texts + SPARE_BYTES
+    total = _room(source, recipe)
     held = folder_bytes(store.scratch(variant_key(source, recipe)))
     free = store.free_bytes()
     if total - held > free:
         raise DiskFull(f"the build needs {total - held:,} bytes, but {free:,} are free")
+
+
+def _room(source: Source, recipe: Recipe) -> int:
+    """Most bytes that lie on the disk at once."""
+    if isinstance(recipe, TorchRecipe):
+        return plan_torch(source, recipe).scratch_bytes + SPARE_BYTES
+    needed = sizes(source, recipe)
+    return needed.base + needed.model + needed.texts + SPARE_BYTES
 
 
 def _model_bytes(elements: int, recipe: GgufRecipe) -> int:

@@ -1,20 +1,24 @@
 """The small files beside the weights: what the server needs to know of a model's text."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
-from quant.checkpoint import CONFIG_LIMIT, TOKENIZER
-from quant.files import read_json
+from quant.checkpoint import CONFIG_LIMIT, TEXT_FILES, TOKENIZER
+from quant.errors import BadSource
+from quant.files import read_json, shown
+from quant.gguf.specials import Specials, read_specials
 from quant.source import Source
 
 if TYPE_CHECKING:
     from quant.gguf.convert import Conversion
 
 CONTROL = 3  # GGUF's token type of control tokens
+TOKENIZER_LIMIT = 512 << 20  # bytes
 # Control tokens that end a turn in the chat formats in use, whatever the configs call the end of a text.
 ENDS_OF_TURN = frozenset(
     {
@@ -48,34 +52,93 @@ class TextFacts(Struct, frozen=True, kw_only=True):
     sampling: dict[str, float | int]  # what the model's authors recommend
 
 
-def text_files(source: Source, conversion: "Conversion") -> dict[str, bytes]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """What is known of a checkpoint's tokens."""
+
+    specials: Specials
+    control: Mapping[str, int]  # tokens with a job, by text
+    rows: int  # of the embedding; ids are below
+    context: int  # tokens
+
+
+def words_of(conversion: "Conversion") -> Words:
+    """Of a checkpoint that the converter to GGUF has read."""
+    vocabulary = conversion.vocabulary
+    pairs = zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+    return Words(
+        specials=vocabulary.specials,
+        control={token: number for number, (token, kind) in enumerate(pairs) if kind == CONTROL},
+        rows=len(vocabulary.tokens),
+        context=conversion.shape.context,
+    )
+
+
+def read_words(source: Source, rows: int, context: int) -> Words:
+    """Of any checkpoint with a tokenizer.json. Raises BadSource for ids that the embedding lacks."""
+    data = read_json(source.path / TOKENIZER, TOKENIZER_LIMIT)
+    model = data.get("model")
+    ids, control = _base_ids(model), {}
+    for token in data.get("added_tokens") or ():
+        match token:
+            case {"id": int(number), "content": str(text)}:
+                ids[text] = number
+                if token.get("special") and text != (model or {}).get("unk_token"):
+                    control[text] = number
+            case _:
+                raise BadSource(f"{TOKENIZER}: {shown(token)} is not an added token")
+    if ids and not 0 <= max(ids.values()) < rows:
+        raise BadSource(
+            f"{TOKENIZER} has token {max(ids.values())}, but the embedding has only {rows:,} rows"
+        )
+    specials = read_specials(source.path, source.config, data, ids)
+    return Words(specials=specials, control=control, rows=rows, context=context)
+
+
+def _base_ids(model: object) -> dict[str, int]:
+    """Ids by text; unigram models list their tokens with scores, the others number them."""
+    match model:
+        case {"vocab": Mapping() as vocabulary}:
+            return {text: number for text, number in vocabulary.items() if type(number) is int}
+        case {"vocab": [*pairs]}:
+            return {pair[0]: number for number, pair in enumerate(pairs) if isinstance(pair, list) and pair}
+    raise BadSource(f"{TOKENIZER}: the model has no vocabulary")
+
+
+def text_files(source: Source, words: Words) -> dict[str, bytes]:
     """Files of a variant by name. Equal sources give equal bytes."""
-    files = {
-        TOKENIZER: (source.path / TOKENIZER).read_bytes(),
-        "text.json": msgspec.json.format(msgspec.json.encode(text_facts(source, conversion)), indent=1)
-        + b"\n",
-    }
-    if (template := conversion.vocabulary.specials.template) is not None:
+    facts = msgspec.json.format(msgspec.json.encode(text_facts(source, words)), indent=1)
+    files = {TOKENIZER: (source.path / TOKENIZER).read_bytes(), "text.json": facts + b"\n"}
+    if (template := words.specials.template) is not None:
         files["chat_template.jinja"] = template.encode()
     return files
 
 
-def text_facts(source: Source, conversion: "Conversion") -> TextFacts:
-    vocabulary, specials = conversion.vocabulary, conversion.vocabulary.specials
+def companion_files(source: Source) -> dict[str, bytes]:
+    """Further small files that other readers of a checkpoint's folder look for, as they are."""
+    return {
+        name: (source.path / name).read_bytes()
+        for name in TEXT_FILES
+        if name not in {"config.json", TOKENIZER, "chat_template.jinja"} and (source.path / name).exists()
+    }
+
+
+def text_facts(source: Source, words: Words) -> TextFacts:
+    specials = words.specials
     path = source.path / "generation_config.json"
     generation = read_json(path, CONFIG_LIMIT) if path.exists() else {}
     ends = {
         *_token_ids(source.config.get("eos_token_id")),
         *_token_ids(generation.get("eos_token_id")),
-        *_ends_of_turn(vocabulary.tokens, vocabulary.kinds),
+        *(number for token, number in words.control.items() if token in ENDS_OF_TURN),
         *_token_ids(specials.eos),
     }
     return TextFacts(
         bos=specials.bos,
         eos=specials.eos,
-        end_ids=tuple(sorted(number for number in ends if number < len(vocabulary.tokens))),
+        end_ids=tuple(sorted(number for number in ends if number < words.rows)),
         add_bos=specials.add_bos,
-        context=conversion.shape.context,
+        context=words.context,
         sampling=_sampling(generation),
     )
 
@@ -88,14 +151,6 @@ def write_texts(files: Mapping[str, bytes], folder: Path) -> None:
 def _token_ids(value: Any) -> Iterable[int]:
     values = value if isinstance(value, list) else [value]
     return [number for number in values if type(number) is int and number >= 0]
-
-
-def _ends_of_turn(tokens: Sequence[str], kinds: Sequence[int]) -> Iterable[int]:
-    return [
-        number
-        for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind == CONTROL and token in ENDS_OF_TURN
-    ]
 
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, float | int]:

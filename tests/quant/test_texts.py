@@ -8,13 +8,17 @@ import pytest
 
 from quant.gguf.convert import prepare
 from quant.source import open_source
-from quant.texts import TextFacts, text_facts, text_files
-from tests.quant.checkpoints import SPECIALS, config_of, write_checkpoint, write_json
+from quant.texts import TextFacts, read_words, text_facts, text_files, words_of
+from tests.quant.checkpoints import SPECIALS, VOCABULARY, config_of, write_checkpoint, write_json
 
 
 def facts(folder: Path, cache: Path) -> TextFacts:
+    """The same by the converter's reading of the tokenizer and by the plain one."""
     source = open_source(str(folder), cache=cache)
-    return text_facts(source, prepare(source))
+    converted, plain = words_of(prepare(source)), read_words(source, VOCABULARY, 128)
+    assert text_facts(source, converted) == text_facts(source, plain)
+    assert text_files(source, converted) == text_files(source, plain)
+    return text_facts(source, plain)
 
 
 def with_generation(folder: Path, **fields: Any) -> Path:
@@ -62,10 +66,14 @@ def test_sampling_is_what_the_authors_recommend(
 def test_a_model_without_a_template_has_no_template_file(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m")
     source = open_source(str(folder), cache=tmp_path)
-    assert set(text_files(source, prepare(source))) == {"tokenizer.json", "text.json", "chat_template.jinja"}
+    assert set(text_files(source, words_of(prepare(source)))) == {
+        "tokenizer.json",
+        "text.json",
+        "chat_template.jinja",
+    }
     write_json(folder / "tokenizer_config.json", {})
     source = open_source(str(folder), cache=tmp_path)
-    assert set(text_files(source, prepare(source))) == {"tokenizer.json", "text.json"}
+    assert set(text_files(source, words_of(prepare(source)))) == {"tokenizer.json", "text.json"}
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     source = open_source(str(folder), cache=tmp_path)
-    assert text_files(source, prepare(source))["chat_template.jinja"] == b"{{ messages }}"
+    assert text_files(source, words_of(prepare(source)))["chat_template.jinja"] == b"{{ messages }}"
