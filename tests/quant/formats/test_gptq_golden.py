@@ -23,8 +23,8 @@ CASES = {
 
 
 def golden(name: str) -> dict[str, Tensor]:
-    start = f"{name}."
-    return {key.removeprefix(start): tensor for key, tensor in load_file(FILE).items() if key.startswith(start)}
+    found = load_file(FILE).items()
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in found if key.startswith(f"{name}.")}
 
 
 @pytest.mark.parametrize("name", CASES)
