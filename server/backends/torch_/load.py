@@ -1,49 +1,62 @@
 """A checkpoint's weights put into a model: streamed, layers of one input merged, nothing left out."""
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quant.checkpoint import read_config
+from quant.errors import BadSource
+from quant.formats.modules import QuantizedModule, quantized_modules
+from quant.layer import QuantizedLinear
+from server.backends.torch_.kernels.packed import CannotPack
+from server.backends.torch_.linear.choose import Target, may_share, plain_linear, quantized_linear
 from server.backends.torch_.linear.merged import Merged, Part
-from server.backends.torch_.linear.plain import PlainLinear, join_plain
-from server.backends.torch_.model import skeleton
+from server.backends.torch_.linear.plain import PlainLinear
 from server.backends.torch_.weights import Weights
 from server.errors import OpenError
 
 Progress = Callable[[float], None]
 
 SHARE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+DYNAMIC = frozenset({"compressed-tensors-int8"})  # formats whose activations are rounded to 8 bits, too
 NEVER_NEEDED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|position_ids$")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a model computes, and in what."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-
-def load_model(folder: Path, config: Any, target: Target, progress: Progress) -> Any:
-    """The model of the folder, ready to compute. Raises OpenError."""
-    model = skeleton(config, target.dtype)
+def load_weights(model: Any, folder: Path, target: Target, progress: Progress) -> None:
+    """Put the folder's weights into a skeleton, which is then ready to compute. Raises OpenError."""
     weights = Weights(folder)
     try:
-        _Loader(model, weights, target, progress).load()
+        _Loader(model, weights, quantized_in(folder, weights), target, progress).load()
+    except BadSource as error:
+        raise OpenError(str(error)) from None
     finally:
         weights.close()
-    return model
+
+
+def quantized_in(folder: Path, weights: Weights) -> dict[str, QuantizedModule]:
+    """The folder's quantized layers. Raises OpenError."""
+    try:
+        return quantized_modules(read_config(folder)[0], weights.headers)
+    except BadSource as error:
+        raise OpenError(str(error)) from None
 
 
 class _Loader:
-    def __init__(self, model: Any, weights: Weights, target: Target, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: Any,
+        weights: Weights,
+        quantized: Mapping[str, QuantizedModule],
+        target: Target,
+        progress: Progress,
+    ) -> None:
         self.model = model
         self.weights = weights
+        self.quantized = quantized
         self.target = target
         self.progress = progress
         self._total = max(1, len(weights.unread))
@@ -62,29 +75,56 @@ class _Loader:
         """Layers that share their input: as one where they can be, else one by one."""
         if self._is_tied_head(names[0]):
             return
-        weights = [self.weights.read(f"{name}.weight") for name in names]
-        for name, weight in zip(names, weights, strict=True):
-            self._require_shape(f"{name}.weight", weight, self.model.get_submodule(name).weight)
-        whole = PlainLinear(
-            join_plain(weights, self.target.dtype, self.target.device),
-            self._bias(names, [len(weight) for weight in weights]),
-        )
-        self._place(names, whole, [len(weight) for weight in weights])
+        found = [self.quantized[name] for name in names if name in self.quantized]
+        for name in names:
+            self._require_shape(name)
+        if not found:
+            weights = [self.weights.read(f"{name}.weight") for name in names]
+            self._place(names, plain_linear(weights, self._bias(names), self.target))
+        elif len(found) == len(names) and self._quantized(names, found):
+            return
+        else:
+            for name in names:
+                self._linears([name])
 
-    def _bias(self, names: list[str], sizes: list[int]) -> Tensor | None:
+    def _quantized(self, names: list[str], modules: list[QuantizedModule]) -> bool:
+        """False where the layers cannot be one matrix."""
+        layers = [self._unpack(module) for module in modules]
+        dynamic = {module.format.name in DYNAMIC for module in modules}
+        if len(names) > 1 and (not may_share(layers) or len(dynamic) > 1):
+            return False
+        try:
+            whole = quantized_linear(layers, self._bias(names), self.target, dynamic=dynamic == {True})
+        except CannotPack:
+            return False
+        self._place(names, whole)
+        return True
+
+    def _unpack(self, module: QuantizedModule) -> QuantizedLinear:
+        tensors = {
+            suffix: self.weights.read(info.name).to(self.target.device)
+            for suffix, info in module.tensors.items()
+        }
+        return module.unpack(tensors)
+
+    def _bias(self, names: list[str]) -> Tensor | None:
         if all(self.model.get_submodule(name).bias is None for name in names):
             return None
+        sizes = self._sizes(names)
         out = torch.zeros(sum(sizes), dtype=self.target.dtype, device=self.target.device)
         for name, part in zip(names, torch.split(out, sizes), strict=True):
             if self.model.get_submodule(name).bias is not None:
                 part.copy_(self.weights.read(f"{name}.bias"))
         return out
 
-    def _place(self, names: list[str], whole: nn.Module, sizes: list[int]) -> None:
+    def _sizes(self, names: list[str]) -> list[int]:
+        return [self.model.get_submodule(name).out_features for name in names]
+
+    def _place(self, names: list[str], whole: nn.Module) -> None:
         if len(names) == 1:
             self._set(names[0], whole)
             return
-        merged = Merged(whole, sizes)
+        merged = Merged(whole, self._sizes(names))
         for index, name in enumerate(names):
             self._set(name, Part(merged, index))
 
@@ -109,7 +149,8 @@ class _Loader:
 
     def _copy(self, name: str, like: Tensor) -> Tensor:
         tensor = self.weights.read(name)
-        self._require_shape(name, tensor, like)
+        if tensor.shape != like.shape:
+            raise OpenError(f"{name} is {list(tensor.shape)}; config.json asks for {list(like.shape)}")
         dtype = like.dtype if not like.is_floating_point() else self.target.dtype
         return tensor.to(self.target.device, dtype, copy=True)
 
@@ -129,9 +170,13 @@ class _Loader:
 
     # -- checks -----------------------------------------------------------------------------------
 
-    def _require_shape(self, name: str, tensor: Tensor, like: Tensor) -> None:
-        if tensor.shape != like.shape:
-            raise OpenError(f"tensor {name} is {list(tensor.shape)}; config.json asks for {list(like.shape)}")
+    def _require_shape(self, name: str) -> None:
+        """Of a linear layer."""
+        module = self.model.get_submodule(name)
+        wanted = (module.out_features, module.in_features)
+        found = self.quantized[name].shape if name in self.quantized else self.weights.shape(f"{name}.weight")
+        if found != wanted:
+            raise OpenError(f"{name} is {list(found)}; config.json asks for {list(wanted)}")
 
     def _require_complete(self) -> None:
         parts = [*self.model.named_parameters(), *self.model.named_buffers()]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from server.backends.torch_.linear.choose import Target
 from server.backends.torch_.options import Options
 from server.errors import OpenError
 
@@ -22,13 +23,20 @@ def choose_device(options: Options) -> torch.device:
     return torch.device(options.device)
 
 
-def choose_dtype(options: Options, device: torch.device, own: object, elements: int) -> torch.dtype:
-    """The checkpoint's own on a GPU. On a CPU float32, which is exact, unless only bf16 fits into memory."""
-    if options.dtype != "auto":
-        return DTYPES[options.dtype]
+def choose_target(options: Options, device: torch.device, own: object, elements: int) -> Target:
+    """For a model of so many weights, whose checkpoint says that it computes in `own`.
+
+    A GPU keeps the checkpoint's dtype, and quantized weights as they are stored. A CPU computes in float32,
+    which is exact, and unpacks weights once, which is several times faster than at each use; where that takes
+    more than half of the free memory it computes in bf16, and where even that does, weights stay packed.
+    """
     if device.type == "cuda":
-        return next((dtype for dtype in DTYPES.values() if dtype == own), torch.float16)
-    return torch.float32 if 4 * elements <= free_memory(device) // 2 else torch.bfloat16
+        dtype = next((dtype for dtype in DTYPES.values() if dtype == own), torch.float16)
+        return Target(device, DTYPES.get(options.dtype, dtype), options.weights == "dense")
+    room = free_memory(device) // 2
+    dtype = DTYPES.get(options.dtype, torch.float32 if 4 * elements <= room else torch.bfloat16)
+    dense = options.weights == "dense" or dtype.itemsize * elements <= room
+    return Target(device, dtype, dense and options.weights != "packed")
 
 
 def free_memory(device: torch.device) -> int:

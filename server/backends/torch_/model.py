@@ -18,7 +18,7 @@ for name in ("transformers.modeling_rope_utils", "transformers.configuration_uti
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def read_config(folder: Path) -> Any:
+def model_config(folder: Path) -> Any:
     """transformers' config of the folder. Raises OpenError."""
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -26,14 +26,14 @@ def read_config(folder: Path) -> Any:
         raise OpenError(f"transformers cannot read config.json: {_line(error)}") from None
 
 
-def skeleton(config: Any, dtype: torch.dtype) -> Any:
+def skeleton(config: Any) -> Any:
     """The model with parameters on `meta` and every buffer that is in no checkpoint. Raises OpenError."""
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     architecture = (config.architectures or ["?"])[0]
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=NAME)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise OpenError(f"transformers cannot build {architecture}: {_line(error)}") from None
     _require_runnable(model, architecture)

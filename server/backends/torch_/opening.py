@@ -12,11 +12,11 @@ from server.backends.torch_.embedder import TorchEmbedder
 from server.backends.torch_.executor import TorchExecutor, forward
 from server.backends.torch_.inputs import Inputs
 from server.backends.torch_.kv import PAGE, KVCache, KVShape, PageTables
-from server.backends.torch_.load import Target, load_model
-from server.backends.torch_.machine import choose_device, choose_dtype, free_memory, set_threads
-from server.backends.torch_.model import kv_shape, read_config
+from server.backends.torch_.linear.choose import Target
+from server.backends.torch_.load import load_weights
+from server.backends.torch_.machine import choose_device, choose_target, free_memory, set_threads
+from server.backends.torch_.model import kv_shape, model_config, skeleton
 from server.backends.torch_.options import Options
-from server.backends.torch_.weights import Weights
 from server.errors import OpenError
 from server.types import Limits, Open
 
@@ -31,14 +31,16 @@ def open_variant(
     set_threads(spec.threads or threads)
     folder = Path(spec.variant)
     device = choose_device(options)
-    config = read_config(folder)
-    dtype = choose_dtype(options, device, config.dtype, Weights(folder).elements())
-    target = Target(device, dtype)
-    model = load_model(folder, config, target, lambda done: progress(0.9 * done))
+    config = model_config(folder)
+    own = config.dtype
+    model = skeleton(config)
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    target = choose_target(options, device, own, elements)
+    load_weights(model, folder, target, lambda done: progress(0.9 * done))
     shape = kv_shape(config)
     limits = limits_for(spec, options, config, shape, target)
     tables = PageTables(-(-limits.kv_tokens // PAGE), limits.slots, limits.context)
-    cache = KVCache(shape, -(-limits.kv_tokens // PAGE), dtype, device)
+    cache = KVCache(shape, -(-limits.kv_tokens // PAGE), target.dtype, device)
     prove(model, cache, shape)
     progress(1.0)
     depth = options.depth or (2 if device.type == "cuda" else 1)

@@ -1,6 +1,6 @@
 """Tensors of a checkpoint's safetensors files, one file mapped at a time."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quant.checkpoint import checkpoint_tensors
 from quant.errors import BadSource
+from quant.safetensors_header import TensorInfo
 from server.errors import OpenError
 
 
@@ -32,23 +33,18 @@ class Weights:
         return name in self._where
 
     @property
-    def names(self) -> Iterable[str]:
+    def headers(self) -> Mapping[str, TensorInfo]:
         return self._where
 
-    @property
-    def bytes(self) -> int:
-        return sum(path.stat().st_size for path in {info.file for info in self._where.values()})
-
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._where[name].shape
-
-    def elements(self) -> int:
-        return sum(info.elements for info in self._where.values())
-
-    def read(self, name: str) -> Tensor:
         """Raises OpenError."""
         if name not in self._where:
             raise OpenError(f"the checkpoint lacks tensor {name}")
+        return self._where[name].shape
+
+    def read(self, name: str) -> Tensor:
+        """Raises OpenError."""
+        self.shape(name)
         file = self._where[name].file
         if file != self._file:
             self.close()
@@ -56,13 +52,6 @@ class Weights:
         self.unread.discard(name)
         tensor: Tensor = self._open.get_tensor(name)
         return tensor
-
-    def below(self, module: str) -> dict[str, Tensor]:
-        """The tensors of a module, by the rest of their names."""
-        prefix = f"{module}."
-        return {
-            name[len(prefix) :]: self.read(name) for name in sorted(self._where) if name.startswith(prefix)
-        }
 
     def close(self) -> None:
         self._open = self._file = None

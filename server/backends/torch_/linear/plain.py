@@ -1,5 +1,7 @@
 """Weights as they are: bf16, fp16 or fp32."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -17,7 +19,7 @@ class PlainLinear(nn.Module):
         return linear(x, self.weight, self.bias)
 
 
-def join_plain(weights: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+def join_plain(weights: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Layers that share their input as one matrix, in the dtype that computes. Always a copy."""
     rows = sum(len(weight) for weight in weights)
     out = torch.empty((rows, weights[0].shape[1]), dtype=dtype, device=device)
