@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from quant.layer import AffineLinear, Int8Linear, QuantizedLinear
 from server.backends.torch_.kernels.packed import CannotPack, concatenate, pack
-from server.backends.torch_.linear.int8 import LLM_INT8_THRESHOLD, RoundedLinear
+from server.backends.torch_.kernels.w8a8 import sign
+from server.backends.torch_.linear.int8 import LLM_INT8_THRESHOLD, RoundedLinear, SignedLinear
 from server.backends.torch_.linear.packed import PackedLinear
 from server.backends.torch_.linear.plain import PlainLinear, join_plain
 
@@ -37,12 +38,18 @@ def quantized_linear(
     """
     if not target.dense:
         try:
-            whole = concatenate(layers)
-            return PackedLinear(pack(whole, dynamic=True) if dynamic else pack(whole), bias)
+            return _packed(concatenate(layers), bias, dynamic=dynamic)
         except CannotPack:
             if len(layers) > 1:
                 raise
     return _dense(layers, bias, target, dynamic=dynamic)
+
+
+def _packed(layer: QuantizedLinear, bias: Tensor | None, *, dynamic: bool) -> nn.Module:
+    """Raises CannotPack."""
+    if dynamic and isinstance(layer, AffineLinear):
+        return SignedLinear(sign(layer), bias)
+    return PackedLinear(pack(layer), bias)
 
 
 def _dense(

@@ -95,12 +95,15 @@ class Reference:
 
     def furthest(self, prompt: Sequence[int], answer: Answer) -> float:
         """The largest difference of all log-probabilities that came with an answer."""
+        return max(self.differences(prompt, answer), default=0.0)
+
+    def differences(self, prompt: Sequence[int], answer: Answer) -> list[float]:
         tokens = [*prompt, *answer.tokens]
         table = self.logprobs(tokens)
         scores = [*answer.prompt_logprobs, *answer.logprobs]
         first = 0 if answer.prompt_logprobs else len(prompt) - 1
-        found = [0.0]
+        found = []
         for place, score in enumerate(scores, start=first):
             found.append(abs(score.logprob - float(table[place, tokens[place + 1]])))
             found += [abs(value - float(table[place, token])) for token, value in score.top]
-        return max(found)
+        return found

@@ -1,0 +1,126 @@
+"""Every format on the CPU: the model of its decoded weights, or the arithmetic of 8-bit activations."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import AutoTokenizer
+
+from quant.layer import AffineLinear, Int8Linear, QuantizedLinear
+from server.backends.torch_.linear.merged import Part
+from server.types import Generate, SamplingParams
+from tests.server.backends.llama.support import TEXTS
+from tests.server.backends.torch_.quantized import KINDS, WEIGHT_ONLY, write, write_decoded
+from tests.server.backends.torch_.support import Answer, Reference, open_model, serve
+
+NEAR_TIE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_chat: Path) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_chat)
+    return [tokenizer.encode(text)[:-3] for text in TEXTS[:5]]
+
+
+def answers_of(folder: Path, prompts: list[list[int]], size: int = 64, **options: str) -> list[Answer]:
+    executor = open_model(folder, options=options)
+    wanted = SamplingParams(max_tokens=size, temperature=0.0, logprobs=2)
+    requests = [
+        Generate(id=str(number), prompt=tuple(prompt), params=wanted) for number, prompt in enumerate(prompts)
+    ]
+    answers, _ = serve(executor, requests)
+    executor.close()
+    return [answers[request.id] for request in requests]
+
+
+def require_greedy(reference: Reference, prompt: list[int], answer: Answer) -> None:
+    """Each token is transformers' best one, or as good as that."""
+    table = reference.logprobs([*prompt, *answer.tokens])[len(prompt) - 1 : -1]
+    for row, token in zip(table, answer.tokens, strict=True):
+        assert row.max() - row[token] < NEAR_TIE
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"), [*((kind, "dense") for kind in WEIGHT_ONLY), ("nf4", "packed"), ("awq", "packed")]
+)
+def test_greedy_text_is_that_of_the_decoded_weights(
+    kind: str, weights: str, tiny_chat: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    layers = write(tmp_path / "variant", tiny_chat, kind)
+    reference = Reference.of(write_decoded(tmp_path / "decoded", tiny_chat, layers))
+    few, size = (prompts, 64) if weights == "dense" else (prompts[:1], 8)
+    answers = answers_of(tmp_path / "variant", few, size, weights=weights)
+    for prompt, answer in zip(few, answers, strict=True):
+        assert len(answer.tokens) == size
+        require_greedy(reference, prompt, answer)
+
+
+class Int8Arithmetic(nn.Module):
+    """LLM.int8 and dynamic W8A8 written out with integers; outliers of a row are multiplied apart."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, threshold: float) -> None:
+        super().__init__()
+        self.codes, self.scales, self.threshold = codes.double(), scales.double(), threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        outliers = torch.where(x.abs() >= self.threshold, x, 0.0).double()
+        inside = x.double() - outliers
+        step = inside.abs().amax(-1, keepdim=True) / 127
+        rows = (inside / step.clamp_min(1e-300)).round()
+        assert rows.abs().max() <= 127
+        return ((linear(rows, self.codes) * step + linear(outliers, self.codes)) * self.scales).to(x.dtype)
+
+
+def exact_layer(layer: QuantizedLinear) -> Int8Arithmetic:
+    if isinstance(layer, Int8Linear):
+        return Int8Arithmetic(layer.codes, layer.absmax / 127, 6.0)
+    assert isinstance(layer, AffineLinear)
+    return Int8Arithmetic(layer.codes.int() - 128, layer.scales[:, 0], torch.inf)
+
+
+@pytest.mark.parametrize("kind", ["int8", "w8a8"])
+@pytest.mark.parametrize("weights", ["dense", "packed"])
+def test_8_bit_activations_are_those_of_integer_arithmetic(
+    kind: str, weights: str, tiny_chat: Path, tmp_path: Path
+) -> None:
+    layers = write(tmp_path, tiny_chat, kind)
+    executor = open_model(tmp_path, options={"weights": weights})
+    rows = torch.randn(9, 1024, generator=torch.Generator().manual_seed(1)) * 2.5  # some beyond 6
+    for name, layer in layers.items():
+        x = rows[:, : layer.shape[1]]
+        found = executor._model.get_submodule(name)(x)
+        assert (found - exact_layer(layer)(x)).abs().max() < 1e-4
+    executor.close()
+
+
+@pytest.mark.parametrize("kind", ["int8", "w8a8"])
+def test_8_bit_answers_are_those_of_integer_arithmetic(
+    kind: str, tiny_chat: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    """Nearly: where a rounding falls the other way, scores move, but far less than rounding moves them."""
+    layers = write(tmp_path, tiny_chat, kind)
+    exact, plain = Reference.of(tiny_chat), Reference.of(tiny_chat)
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(exact.model.get_submodule(parent), child, exact_layer(layer))
+    scores = {}
+    answers = answers_of(tmp_path, prompts)
+    for reference in (exact, plain):
+        found = [reference.differences(p, answer) for p, answer in zip(prompts, answers, strict=True)]
+        scores[reference] = sum(map(sum, found)) / sum(map(len, found))
+    assert scores[exact] < scores[plain] / 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_share_their_input_are_one_matrix(kind: str, tiny_chat: Path, tmp_path: Path) -> None:
+    write(tmp_path, tiny_chat, kind)
+    executor = open_model(tmp_path)
+    layer = executor._model.model.layers[0]
+    for parts in (
+        (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+        (layer.mlp.gate_proj, layer.mlp.up_proj),
+    ):
+        assert all(isinstance(part, Part) for part in parts)
+    executor.close()
