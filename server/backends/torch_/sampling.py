@@ -1,6 +1,6 @@
 """Tokens chosen on the device, for rows with different parameters at once.
 
-The order of operations is that of the llama backend: logit bias, repetition penalty (prompt and answer),
+The order of operations is that of the llama backend: mask, logit bias, repetition penalty (prompt and answer),
 frequency and presence penalty (answer), temperature, top-k, top-p, min-p. Random numbers are counters hashed
 on the host (`uniform`), one a token, so that they do not depend on the batch; and each row's numbers are laid
 out by its own parameters alone.
@@ -9,10 +9,11 @@ out by its own parameters alone.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from server.backends.llama.sampling import COLDEST, Tally, uniform
+from server.backends.llama.sampling import COLDEST, Tally, banned, uniform
 from server.engine.step import SequenceView
 from server.types import SamplingParams, TokenLogprobs
 
@@ -41,10 +42,15 @@ class Choice:
     end: int
     draw: int
     slot: int  # whose last token the device knows, if the host does not yet
+    mask: bytes | None = None  # the tokens that may be chosen; see server.engine.step.Mask
 
     @property
     def params(self) -> SamplingParams:
         return self.drawer.params
+
+    @property
+    def adjusts(self) -> bool:
+        return self.mask is not None or self.drawer.adjusts
 
 
 @dataclass(slots=True)
@@ -71,7 +77,7 @@ def choose(logits: Tensor, best: Tensor, choices: Sequence[Choice], last: Tensor
     `best` [rows]: where each row is largest. `last` [slots]: the tokens chosen last, for the one that is not
     in `tokens` yet. A row that is no distribution gives any token.
     """
-    adjusted = [row for row, choice in enumerate(choices) if choice.drawer.adjusts]
+    adjusted = [row for row, choice in enumerate(choices) if choice.adjusts]
     if adjusted:
         logits = logits.clone()
         _adjust(logits, [(row, choices[row]) for row in adjusted], last)
@@ -102,6 +108,7 @@ def _adjust(logits: Tensor, choices: Sequence[tuple[int, Choice]], last: Tensor)
             ids, found = drawer.answer.advance(choice.tokens, known)
             counts.extend(row, ids.tolist(), (found * params.frequency_penalty).tolist())
             penalties.extend(row, ids.tolist(), [params.presence_penalty] * len(ids))
+    _ban(logits, [(row, choice.mask) for row, choice in choices if choice.mask is not None])
     flying = [(row, choice) for row, choice in choices if choice.end > len(choice.tokens)]
     penalize = _Penalize(logits, flying, last)
     if biases.rows:
@@ -110,6 +117,14 @@ def _adjust(logits: Tensor, choices: Sequence[tuple[int, Choice]], last: Tensor)
     penalize.scale(logits, seen)
     penalize.subtract(logits, counts)
     penalize.lower(logits, penalties)
+
+
+def _ban(logits: Tensor, masks: Sequence[tuple[int, bytes]]) -> None:
+    if not masks:
+        return
+    rows = torch.tensor([row for row, _ in masks], device=logits.device)
+    out = torch.from_numpy(np.stack([banned(mask, logits.shape[1]) for _, mask in masks]))
+    logits[rows] = logits[rows].masked_fill(out.to(logits.device, non_blocking=True), float("-inf"))
 
 
 class _Penalize:

@@ -21,7 +21,7 @@ NEAR_TIE = 1e-3
 @pytest.fixture(scope="module")
 def prompts(tiny_chat: Path) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(tiny_chat)
-    return [tokenizer.encode(text)[:-3] for text in TEXTS[:5]]
+    return [tokenizer.encode(text)[:-3] for text in TEXTS[:3]]
 
 
 def answers_of(folder: Path, prompts: list[list[int]], size: int = 64, **options: str) -> list[Answer]:
@@ -90,8 +90,8 @@ def test_8_bit_activations_are_those_of_integer_arithmetic(
     rows = torch.randn(9, 1024, generator=torch.Generator().manual_seed(1)) * 2.5  # some beyond 6
     for name, layer in layers.items():
         x = rows[:, : layer.shape[1]]
-        found = executor._model.get_submodule(name)(x)
-        assert (found - exact_layer(layer)(x)).abs().max() < 1e-4
+        found, exact = executor._model.get_submodule(name)(x), exact_layer(layer)(x)
+        assert (found - exact).abs().max() < 1e-4 * exact.abs().max()  # kernels hold scales in 16 bits
     executor.close()
 
 

@@ -1,6 +1,7 @@
 """The device's choices against the llama backend's and against probabilities written out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,22 @@ def test_a_token_that_only_the_device_knows_is_penalized_like_the_others(
     waiting = Choice(Drawer(late, VOCAB), late.tokens, len(text) + 1, 0, 0)
     logits = logits_of(seed)
     assert chosen(logits, [waiting], torch.tensor([flying])) == chosen(logits, [choice(known.params, known)])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=9), st.integers(0, 999), st.sampled_from((0.0, 1.0)))
+def test_only_what_a_mask_allows_is_chosen(allowed: set[int], seed: int, temperature: float) -> None:
+    """Also where the mask is shorter than the vocabulary, and not for the rows beside it."""
+    one = line(params(temperature=temperature, seed=seed), [1, 2], 1)
+    bits = sum(1 << token for token in allowed).to_bytes(max(allowed) // 8 + 1, "little")
+    logits = logits_of(seed, 2)
+    masked = replace(choice(one.params, one), mask=bits)
+    free = choice(one.params, one)
+    first, second = chosen(logits, [masked, free])
+    assert first in allowed
+    assert second == chosen(logits[1:], [free])[0]
+    if not temperature:
+        assert first == max(allowed, key=lambda token: (float(logits[0, token]), -token))
 
 
 def probabilities(logits: NDArray[np.float64], wanted: SamplingParams) -> NDArray[np.float64]:
