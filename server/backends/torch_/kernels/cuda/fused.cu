@@ -1,0 +1,148 @@
+// What stands between the linear layers, each in one pass over its rows; compiled with BF16. Sums are in float32; results are rounded
+// where transformers' modeling code rounds them.
+
+#define THREADS 256
+#define WARPS (THREADS / 32)
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int mask = 16; mask; mask /= 2) value += swap_lanes(value, mask);
+  return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int mask = 16; mask; mask /= 2) value = fmaxf(value, swap_lanes(value, mask));
+  return value;
+}
+
+// Over the block, to every thread.
+template <bool MAX>
+__device__ __forceinline__ float block_all(float value) {
+  __shared__ float of_warp[WARPS];
+  value = MAX ? warp_max(value) : warp_sum(value);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+  __syncthreads();
+  float all = of_warp[0];
+  for (int i = 1; i < WARPS; i++) all = MAX ? fmaxf(all, of_warp[i]) : all + of_warp[i];
+  return all;
+}
+
+struct __align__(16) Eight {
+  u16 value[8];
+};
+
+__device__ __forceinline__ void rms(const u16* x, const u16* weight, u16* y, int width, float eps) {
+  float squares = 0;
+  for (int i = threadIdx.x * 8; i < width; i += THREADS * 8) {
+    const Eight v = *reinterpret_cast<const Eight*>(x + i);
+#pragma unroll
+    for (int j = 0; j < 8; j++) squares += widen(v.value[j]) * widen(v.value[j]);
+  }
+  const float factor = rsqrtf(block_all<false>(squares) / width + eps);
+  for (int i = threadIdx.x * 8; i < width; i += THREADS * 8) {
+    const Eight v = *reinterpret_cast<const Eight*>(x + i), w = *reinterpret_cast<const Eight*>(weight + i);
+    Eight out;
+#pragma unroll
+    for (int j = 0; j < 8; j++) out.value[j] = narrow(widen(w.value[j]) * widen(narrow(widen(v.value[j]) * factor)));
+    *reinterpret_cast<Eight*>(y + i) = out;
+  }
+}
+
+// One block a row; widths are multiples of 8.
+extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(const u16* x, const u16* weight, u16* y, int width, float eps) {
+  const i64 row = static_cast<i64>(blockIdx.x) * width;
+  rms(x + row, weight, y + row, width, eps);
+}
+
+// sum = x + residual, y = norm(sum).
+extern "C" __global__ void __launch_bounds__(THREADS) add_rms_norm(
+    const u16* x, const u16* residual, const u16* weight, u16* sum, u16* y, int width, float eps) {
+  const i64 row = static_cast<i64>(blockIdx.x) * width;
+  for (int i = threadIdx.x * 8; i < width; i += THREADS * 8) {
+    const Eight a = *reinterpret_cast<const Eight*>(x + row + i), b = *reinterpret_cast<const Eight*>(residual + row + i);
+    Eight out;
+#pragma unroll
+    for (int j = 0; j < 8; j++) out.value[j] = narrow(widen(a.value[j]) + widen(b.value[j]));
+    *reinterpret_cast<Eight*>(sum + row + i) = out;  // read again below by this same thread
+  }
+  rms(sum + row, weight, y + row, width, eps);
+}
+
+// y = silu(gate) * up of rows [gate | up]; blockIdx.y counts rows.
+extern "C" __global__ void __launch_bounds__(THREADS) silu_mul(const u16* gate_up, u16* y, int inner) {
+  const i64 row = blockIdx.y;
+  const int i = (blockIdx.x * THREADS + threadIdx.x) * 8;
+  if (i >= inner) return;
+  const Eight gate = *reinterpret_cast<const Eight*>(gate_up + row * 2 * inner + i);
+  const Eight up = *reinterpret_cast<const Eight*>(gate_up + row * 2 * inner + inner + i);
+  Eight out;
+#pragma unroll
+  for (int j = 0; j < 8; j++) {
+    const float value = widen(gate.value[j]);
+    out.value[j] = narrow(widen(narrow(value / (1.0f + __expf(-value)))) * widen(up.value[j]));
+  }
+  *reinterpret_cast<Eight*>(y + row * inner + i) = out;
+}
+
+// Turns the query and key heads of rows [q | k | v] by cos and sin [rows, turned], as rotate_half does, writes keys and values to their
+// places in the pages (none if negative) and the queries to `q`. One warp a head.
+extern "C" __global__ void __launch_bounds__(THREADS) rope_and_store(
+    const u16* qkv, const u16* cos, const u16* sin, const i64* places, u16* q, u16* keys, u16* values, int heads, int kv_heads, int size,
+    int turned) {
+  const int row = blockIdx.y, head = blockIdx.x * WARPS + threadIdx.x / 32, all = heads + 2 * kv_heads;
+  if (head >= all) return;
+  const u16* source = qkv + (static_cast<i64>(row) * all + head) * size;
+  const i64 place = places[row];
+  u16* target;
+  if (head < heads) target = q + (static_cast<i64>(row) * heads + head) * size;
+  else if (place < 0) return;
+  else if (head < heads + kv_heads) target = keys + (place * kv_heads + head - heads) * size;
+  else target = values + (place * kv_heads + head - heads - kv_heads) * size;
+  const int half = head < heads + kv_heads ? turned / 2 : 0;
+  for (int i = threadIdx.x % 32; i < half; i += 32) {
+    const u16* c = cos + static_cast<i64>(row) * turned;
+    const u16* s = sin + static_cast<i64>(row) * turned;
+    const float first = widen(source[i]), second = widen(source[i + half]);
+    target[i] = narrow(first * widen(c[i]) - second * widen(s[i]));
+    target[i + half] = narrow(second * widen(c[i + half]) + first * widen(s[i + half]));
+  }
+  for (int i = 2 * half + threadIdx.x % 32; i < size; i += 32) target[i] = source[i];
+}
+
+// LLM.int8's activations: numbers below the threshold become multiples of the row's step, outliers stay.
+extern "C" __global__ void __launch_bounds__(THREADS) round_rows(const u16* x, u16* y, int width, float threshold) {
+  const i64 row = static_cast<i64>(blockIdx.x) * width;
+  float largest = 0;
+  for (int i = threadIdx.x; i < width; i += THREADS) {
+    const float value = fabsf(widen(x[row + i]));
+    if (value < threshold) largest = fmaxf(largest, value);
+  }
+  largest = block_all<true>(largest);
+  const float steps = largest > 0 ? 127.0f / largest : 0.0f;
+  for (int i = threadIdx.x; i < width; i += THREADS) {
+    const float value = widen(x[row + i]);
+    y[row + i] = fabsf(value) < threshold ? narrow(rintf(value * steps) * (largest / 127.0f)) : x[row + i];
+  }
+}
+
+// Rows of int8 and their scales: x = y * scales.
+extern "C" __global__ void __launch_bounds__(THREADS) quantize_rows(const u16* x, signed char* y, float* scales, int width) {
+  const i64 row = static_cast<i64>(blockIdx.x) * width;
+  float largest = 0;
+  for (int i = threadIdx.x; i < width; i += THREADS) largest = fmaxf(largest, fabsf(widen(x[row + i])));
+  largest = block_all<true>(largest);
+  const float steps = largest > 0 ? 127.0f / largest : 0.0f;
+  for (int i = threadIdx.x; i < width; i += THREADS) y[row + i] = static_cast<signed char>(rintf(widen(x[row + i]) * steps));
+  if (threadIdx.x == 0) scales[blockIdx.x] = largest / 127.0f;
+}
+
+// y = sums * row scale * column scale + bias, of the int32 sums of a product of int8 matrices.
+extern "C" __global__ void __launch_bounds__(THREADS) scale_sums(
+    const int* sums, const float* row_scales, const float* column_scales, const u16* bias, u16* y, int columns) {
+  const int column = blockIdx.x * THREADS + threadIdx.x;
+  if (column >= columns) return;
+  const i64 place = static_cast<i64>(blockIdx.y) * columns + column;
+  const float value = static_cast<float>(sums[place]) * (row_scales[blockIdx.y] * column_scales[column]);
+  y[place] = narrow(bias ? value + widen(bias[column]) : value);
+}

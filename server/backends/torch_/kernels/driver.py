@@ -1,0 +1,110 @@
+"""Loads machine code into torch's CUDA context and launches it on torch's current stream, through the driver's C interface."""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import Any, Protocol
+
+import torch
+
+from server.backends.torch_.kernels import compile as compiler
+
+Argument = torch.Tensor | int | float | None
+"""A tensor is passed as its address, None as a null pointer, numbers as 32 bits."""
+
+DYNAMIC_SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+PLAIN_SHARED_BYTES = 48 * 1024  # more has to be asked for
+
+
+class CudaError(RuntimeError):
+    pass
+
+
+class Module(Protocol):
+    """Compiled kernels."""
+
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        threads: int,
+        arguments: Sequence[Argument],
+        shared: int = 0,
+    ) -> None:
+        """Enqueue; nothing waits. `shared` bytes of dynamic shared memory."""
+        ...
+
+
+def pack_arguments(arguments: Sequence[Argument]) -> tuple[list[Any], Any]:
+    """The values, which must outlive the call, and an array of pointers to them."""
+    values: list[Any] = []
+    for argument in arguments:
+        match argument:
+            case torch.Tensor():
+                values.append(ctypes.c_void_p(argument.data_ptr()))
+            case float():
+                values.append(ctypes.c_float(argument))
+            case int():
+                values.append(ctypes.c_int(argument))
+            case None:
+                values.append(ctypes.c_void_p())
+    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    return values, pointers
+
+
+class CudaModule:
+    def __init__(self, code: bytes, device: torch.device) -> None:
+        self._cuda = _library()
+        self._device = device
+        self._functions: dict[tuple[str, int], ctypes.c_void_p] = {}
+        self._handle = ctypes.c_void_p()
+        with torch.cuda.device(device):
+            torch.cuda.current_stream()  # makes the context current
+            torch.zeros((), device=device)
+            self._check(self._cuda.cuModuleLoadData(ctypes.byref(self._handle), code))
+
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        threads: int,
+        arguments: Sequence[Argument],
+        shared: int = 0,
+    ) -> None:
+        function = self._functions.get((kernel, shared)) or self._find(kernel, shared)
+        values, pointers = pack_arguments(arguments)
+        stream = ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
+        self._check(self._cuda.cuLaunchKernel(function, *grid, threads, 1, 1, shared, stream, pointers, None))
+        del values
+
+    def _find(self, kernel: str, shared: int) -> ctypes.c_void_p:
+        function = ctypes.c_void_p()
+        self._check(self._cuda.cuModuleGetFunction(ctypes.byref(function), self._handle, kernel.encode()))
+        if shared > PLAIN_SHARED_BYTES:
+            self._check(self._cuda.cuFuncSetAttribute(function, DYNAMIC_SHARED_ATTRIBUTE, shared))
+        self._functions[kernel, shared] = function
+        return function
+
+    def _check(self, status: int) -> None:
+        if status == 0:
+            return
+        text = ctypes.c_char_p()
+        self._cuda.cuGetErrorString(status, ctypes.byref(text))
+        raise CudaError(f"CUDA: {(text.value or b'unknown error').decode()} ({status})")
+
+
+@lru_cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def architecture(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+@cache
+def load(device: torch.device, files: tuple[str, ...], defines: tuple[tuple[str, int], ...]) -> Module:
+    """Raises compile.CannotCompile. The first call for a device and options compiles (seconds), unless the cache has it."""
+    code = compiler.cubin(compiler.source(*files), dict(defines), architecture(device))
+    return CudaModule(code, device)

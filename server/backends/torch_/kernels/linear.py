@@ -1,0 +1,183 @@
+"""y = x weight^T for packed weights, on any device.
+
+CUDA: our kernel (cuda/linear.cu) up to `LARGEST_BATCH` rows, beyond it the weight is dequantized and the library
+multiplies. Where the kernel cannot be compiled: Triton, if it is installed. CPU: the same numbers from torch.
+Every path on CUDA can be captured in a graph: no host synchronisation, launches that depend on shapes alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from server.backends.torch_.kernels import activations, driver
+from server.backends.torch_.kernels.compile import CannotCompile
+from server.backends.torch_.kernels.packed import Packed
+
+LARGEST_BATCH = 256
+THREADS = 256
+WARPS = 8
+PARTIAL_BYTES = 64 * 2**20  # sums of blocks that share rows
+COUNTERS = 1 << 16
+
+FILES = ("ptx", "decode", "linear")
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """x [..., columns] float16, bfloat16 or float32 -> [..., rows] in the same dtype."""
+    rows, columns = packed.shape
+    flat = x.reshape(-1, columns)
+    if packed.threshold is not None:
+        flat = activations.round_rows(flat, packed.threshold)
+    return _choose(flat, packed)(flat.contiguous(), packed, bias).view(*x.shape[:-1], rows)
+
+
+def _choose(x: Tensor, packed: Packed) -> Callable[[Tensor, Packed, Tensor | None], Tensor]:
+    if x.device.type != "cuda" or x.dtype not in HALVES:
+        return reference
+    if not compiled(x.device):
+        return _triton() or reference
+    return small if x.shape[0] <= LARGEST_BATCH else large
+
+
+@cache
+def compiled(device: torch.device) -> bool:
+    """Whether this device runs the CUDA C++ kernels; the first call compiles one of them."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        activations.module(device, torch.float16)
+    except (CannotCompile, driver.CudaError, OSError):
+        return False
+    return True
+
+
+def _triton() -> Callable[[Tensor, Packed, Tensor | None], Tensor] | None:
+    try:
+        from server.backends.torch_.kernels import triton_linear
+    except ImportError:
+        return None
+    return triton_linear.linear
+
+
+def reference(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """Dequantized to x's dtype, then torch."""
+    return functional.linear(x, packed.dequantize().to(x.dtype), bias)
+
+
+def defines(packed: Packed, dtype: torch.dtype) -> dict[str, int]:
+    """What the sources are compiled with."""
+    return {
+        "BITS": packed.bits,
+        "BOOK": int(packed.book is not None),
+        "BF16": int(dtype == torch.bfloat16),
+        "SCALES": packed.span_scales,
+    }
+
+
+def module(packed: Packed, x: Tensor) -> driver.Module:
+    return driver.load(x.device, FILES, tuple(defines(packed, x.dtype).items()))
+
+
+def small(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """Our kernel."""
+    y = torch.empty(x.shape[0], packed.shape[0], dtype=x.dtype, device=x.device)
+    if x.shape[0]:
+        launch(module(packed, x), x, packed, bias, y, plan(packed, x.shape[0], processors(x.device)))
+    return y
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a launch is cut: tiles of 8 rows of x, warps along the weight's rows, tiles of 16 rows a warp, splits."""
+
+    tiles: int
+    row_warps: int
+    height: int
+    splits: int
+
+    @property
+    def rows(self) -> int:
+        """Of the weight, for a block."""
+        return 16 * self.height * self.row_warps
+
+    def grid(self, rows: int, batch: int) -> tuple[int, int, int]:
+        return -(-rows // self.rows), self.splits, -(-batch // (8 * self.tiles))
+
+    def shared_bytes(self, bits: int, scales: int) -> int:
+        """As struct Stage and the sums in cuda/linear.cu have it."""
+        depth = WARPS // self.row_warps
+        weights = WARPS * self.height * (2 * bits * 128 + scales * 64)
+        stage = weights + depth * 2 * 8 * self.tiles * 128
+        return max(4 * stage, depth * 8 * self.tiles * (self.rows + 4) * 4)
+
+    def partial_bytes(self, rows: int, batch: int) -> int:
+        blocks, splits, layers = self.grid(rows, batch)
+        return blocks * splits * layers * self.rows * 8 * self.tiles * 4
+
+
+CUTS = {1: ((1, 2, 1), (1, 4, 1)), 2: ((2, 2, 1), (2, 4, 1)), 4: ((4, 4, 1), (4, 8, 1)), 8: ((8, 4, 2), (8, 8, 2))}
+"""Tiles, row warps and height, low blocks before high ones, by the tiles of 8 rows of x."""
+
+
+def plan(packed: Packed, batch: int, processors: int) -> Plan:
+    """High blocks where there are enough of them for every processor, else low ones, then columns are split."""
+    tiles = next((tiles for tiles in CUTS if 8 * tiles >= batch), max(CUTS))
+    low, high = (Plan(*cut, splits=1) for cut in CUTS[tiles])
+    blocks, _, layers = high.grid(packed.shape[0], batch)
+    if blocks * layers >= processors:
+        return high
+    blocks, _, layers = low.grid(packed.shape[0], batch)
+    slabs = -(-packed.chunks // (2 * WARPS // low.row_warps))
+    splits = max(1, min(-(-processors // (blocks * layers)), slabs // 4))
+    while low.partial_bytes(packed.shape[0], batch) * splits > PARTIAL_BYTES:
+        splits -= 1
+    return replace(low, splits=splits)
+
+
+def launch(
+    kernels: driver.Module, x: Tensor, packed: Packed, bias: Tensor | None, y: Tensor, chosen: Plan
+) -> None:
+    rows, columns = packed.shape
+    partial, counters = workspace(x.device)
+    sizes = (x.shape[0], rows, columns, packed.chunks, packed.groups, packed.shift)
+    tensors = (x, packed.words, packed.scales, packed.book, bias, y, partial, counters)
+    shared = chosen.shared_bytes(packed.bits, packed.span_scales)
+    name = f"linear_{chosen.tiles}_{chosen.row_warps}_{chosen.height}"
+    kernels.launch(name, chosen.grid(rows, x.shape[0]), THREADS, (*tensors, *sizes), shared)
+
+
+def large(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    return functional.linear(x, dequantized(x, packed), bias)
+
+
+def dequantized(x: Tensor, packed: Packed) -> Tensor:
+    """The weight in x's dtype, from our kernel."""
+    weight = torch.empty(packed.shape, dtype=x.dtype, device=x.device)
+    launch_dequantize(module(packed, x), packed, weight)
+    return weight
+
+
+def launch_dequantize(kernels: driver.Module, packed: Packed, weight: Tensor) -> None:
+    sizes = (*packed.shape, packed.chunks, packed.groups, packed.shift)
+    grid = (-(-packed.chunks // WARPS), packed.words.shape[0], 1)
+    tensors = (packed.words, packed.scales, packed.book, weight)
+    kernels.launch("dequantize", grid, THREADS, (*tensors, *sizes))
+
+
+@cache
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sums of blocks, and how many of them have arrived (zero between launches). One stream at a time may use them."""
+    return (
+        torch.empty(PARTIAL_BYTES // 4, dtype=torch.float32, device=device),
+        torch.zeros(COUNTERS, dtype=torch.int32, device=device),
+    )
