@@ -133,9 +133,8 @@ class TorchExecutor:
 
     def _choice(self, span: Span) -> Choice:
         row, sequence = span.row, span.row.sequence
-        return Choice(
-            self._drawer(sequence), sequence.tokens, row.start + len(row.tokens), row.draw, row.slot
-        )
+        end, mask = row.start + len(row.tokens), None if row.mask is None else row.mask()
+        return Choice(self._drawer(sequence), sequence.tokens, end, row.draw, row.slot, mask)
 
     def _drawer(self, sequence: SequenceView) -> Drawer:
         if (drawer := self._drawers.get(sequence.key)) is None:

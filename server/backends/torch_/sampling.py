@@ -1,6 +1,6 @@
 """Tokens chosen on the device, for rows with different parameters at once.
 
-The order of operations is that of the llama backend: mask, logit bias, repetition penalty (prompt and answer),
+The order of operations is that of the llama backend: mask, bias, repetition penalty (prompt and answer),
 frequency and presence penalty (answer), temperature, top-k, top-p, min-p. Random numbers are counters hashed
 on the host (`uniform`), one a token, so that they do not depend on the batch; and each row's numbers are laid
 out by its own parameters alone.

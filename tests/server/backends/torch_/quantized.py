@@ -14,7 +14,6 @@ from quant.layer import QuantizedLinear
 from quant.numerics import encode_blockwise, encode_rows_int8, round_to_nearest
 from quant.scheme import Scheme
 
-
 Quantize = Callable[[Tensor], QuantizedLinear]
 
 

@@ -81,7 +81,11 @@ def test_a_token_that_only_the_device_knows_is_penalized_like_the_others(
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=9), st.integers(0, 999), st.sampled_from((0.0, 1.0)))
+@given(
+    st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=9),
+    st.integers(0, 999),
+    st.sampled_from((0.0, 1.0)),
+)
 def test_only_what_a_mask_allows_is_chosen(allowed: set[int], seed: int, temperature: float) -> None:
     """Also where the mask is shorter than the vocabulary, and not for the rows beside it."""
     one = line(params(temperature=temperature, seed=seed), [1, 2], 1)
