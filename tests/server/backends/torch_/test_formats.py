@@ -95,12 +95,14 @@ def test_8_bit_activations_are_those_of_integer_arithmetic(
     executor.close()
 
 
-@pytest.mark.parametrize("kind", ["int8", "w8a8"])
 def test_8_bit_answers_are_those_of_integer_arithmetic(
-    kind: str, tiny_chat: Path, prompts: list[list[int]], tmp_path: Path
+    tiny_chat: Path, prompts: list[list[int]], tmp_path: Path
 ) -> None:
-    """Nearly: where a rounding falls the other way, scores move, but far less than rounding moves them."""
-    layers = write(tmp_path, tiny_chat, kind)
+    """Nearly: where a rounding falls the other way, scores move, but far less than rounding moves them.
+
+    (Of LLM.int8 that holds layer by layer only: an activation next to the threshold changes a row's steps.)
+    """
+    layers = write(tmp_path, tiny_chat, "w8a8")
     exact, plain = Reference.of(tiny_chat), Reference.of(tiny_chat)
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
