@@ -1,7 +1,9 @@
 """Quantized variants of language models: built once, addressed by content. Usable without the server.
 
     source = open_source("models/tiny-chat", cache=cache)
-    outcome = build_variant(source, parse_recipe("q4_k_m"), VariantStore(cache), progress=print)
+    recipe = parse_recipe("gptq-w4g128")
+    print(plan_build(source, recipe))
+    outcome = build_variant(source, recipe, VariantStore(cache), progress=print)
 
 Names are loaded when they are used, so that importing any module of the package costs that module only.
 """
@@ -10,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quant.build_plan import BuildPlan, plan_build
     from quant.errors import QuantError
     from quant.pipeline import Outcome, build_variant
     from quant.progress import Progress
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from quant.store import Variant, VariantStore
 
 __all__ = [
+    "BuildPlan",
     "Outcome",
     "PRESETS",
     "Progress",
@@ -29,8 +33,10 @@ __all__ = [
     "build_variant",
     "open_source",
     "parse_recipe",
+    "plan_build",
 ]
 _HOMES = {
+    "BuildPlan": "build_plan",
     "Outcome": "pipeline",
     "PRESETS": "recipe",
     "Progress": "progress",
@@ -42,6 +48,7 @@ _HOMES = {
     "build_variant": "pipeline",
     "open_source": "source",
     "parse_recipe": "recipe",
+    "plan_build": "build_plan",
 }
 
 

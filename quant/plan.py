@@ -80,14 +80,14 @@ def sizes(source: Source, recipe: GgufRecipe) -> Sizes:
 
 def require_room(source: Source, recipe: Recipe, store: VariantStore) -> None:
     """Raises DiskFull where the cache's disk cannot hold the build; deletes nothing."""
-    total = _room(source, recipe)
+    total = room_bytes(source, recipe)
     held = folder_bytes(store.scratch(variant_key(source, recipe)))
     free = store.free_bytes()
     if total - held > free:
         raise DiskFull(f"the build needs {total - held:,} bytes, but {free:,} are free")
 
 
-def _room(source: Source, recipe: Recipe) -> int:
+def room_bytes(source: Source, recipe: Recipe) -> int:
     """Most bytes that lie on the disk at once."""
     if isinstance(recipe, TorchRecipe):
         return plan_torch(source, recipe).scratch_bytes + SPARE_BYTES

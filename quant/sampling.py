@@ -65,6 +65,7 @@ def open_model(folder: Path, device: torch.device) -> Any:
     """transformers' causal model: float32 on CPUs, as stored on GPUs. Raises BadSource."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     dtype = torch.float32 if device.type == "cpu" else "auto"
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -144,7 +145,7 @@ class _Row:
         self.tokens: list[int] = []
         self._rng = random.Random(seed)
         self._fed: list[int] = [] if speech.start is None else [speech.start]
-        self._left = [speech.questions[number % len(speech.questions)]] if speech.one else []
+        self._left = [speech.questions[number % len(speech.questions)]]  # rows begin with different ones
         self._answer = 0  # tokens of it so far
         self._ask()
 

@@ -1,5 +1,6 @@
 """The builder process as the command line runs it: started, watched through its progress file, ended."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -27,9 +28,15 @@ class Interrupted(Exception):
 
 
 def run_builder(
-    settings: Settings, source: Reference, recipe: Recipe, show: Callable[[Step], None]
+    settings: Settings,
+    source: Reference,
+    recipe: Recipe,
+    show: Callable[[Step], None],
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    device: str = "auto",
 ) -> BuildAnswer:
-    """Build in a child process, calling `show` as it gets on. Raises Interrupted.
+    """Build in a child process, calling `show` as it gets on and `say` with notes. Raises Interrupted.
 
     The child has a process group of its own: Ctrl-C reaches us alone, and being killed is what the
     builder's journal is made for.
@@ -37,7 +44,9 @@ def run_builder(
     with tempfile.TemporaryDirectory(prefix="quantserve-") as name:
         folder = Path(name)
         progress = folder / "progress.json"
-        command = python_module("server.process.builder", *_arguments(settings, source, recipe, progress))
+        command = python_module(
+            "server.process.builder", *_arguments(settings, source, recipe, progress), "--device", device
+        )
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
             child = subprocess.Popen(
                 command,
@@ -48,7 +57,7 @@ def run_builder(
                 process_group=0,
             )
             try:
-                _watch(child, progress, show)
+                _watch(child, progress, show, say)
             except KeyboardInterrupt as error:
                 report = read_report(progress)
                 raise Interrupted(report.variant if report else None) from error
@@ -68,15 +77,22 @@ def _arguments(settings: Settings, source: Reference, recipe: Recipe, progress: 
     ]
 
 
-def _watch(child: "subprocess.Popen[bytes]", progress: Path, show: Callable[[Step], None]) -> None:
-    while child.poll() is None:
+def _watch(
+    child: "subprocess.Popen[bytes]", progress: Path, show: Callable[[Step], None], say: Callable[[str], None]
+) -> None:
+    said: set[str] = set()
+    ended = False
+    while not ended:
+        ended = child.poll() is not None  # what it reported last is shown, too
         report = read_report(progress)
         if report and report.stage:
-            show(Step(report.stage, report.done, report.total, report.unit))
-        try:
+            show(Step(report.stage, report.done, report.total, report.unit, report.eta_s))
+        for note in report.notes if report else ():
+            if note not in said:
+                said.add(note)
+                say(note)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(POLL_S)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _died(returncode: int, errors: Path) -> BuildAnswer:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,34 +12,84 @@ from server.cli.terminal import progress, stop
 
 if TYPE_CHECKING:
     from quant.recipe import Recipe
+    from server.catalog.source import Reference
+    from server.settings import Settings
 
 
 def quantize(
     source: Annotated[str, typer.Argument(help="Folder, float GGUF file or hub id (org/name[@revision]).")],
-    recipe: Annotated[str, typer.Option(help="A name such as q4_k_m, or a recipe as JSON.")] = "q4_k_m",
+    recipe: Annotated[
+        str, typer.Option(help="A name such as q4_k_m or gptq-w4g128, or a recipe as JSON.")
+    ] = "q4_k_m",
     imatrix: Annotated[Path | None, typer.Option(help="Importance matrix file.", exists=True)] = None,
+    device: Annotated[str, typer.Option(help="Where torch formats are made: auto, cpu or cuda.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     cache: Annotated[str | None, typer.Option(help="Folder of built variants.", metavar="DIR")] = None,
 ) -> None:
     """Build one variant of SOURCE, or find it built. Prints built or cached, id, key, path and size."""
     from server.catalog.source import read_reference
-    from server.cli.building import Interrupted, run_builder
     from server.settings import read_settings
 
     settings = read_settings(os.environ, ("cache", "cache_max_bytes"), cache=cache)
     parsed = _read_recipe(recipe, imatrix)
+    if device not in {"auto", "cpu", "cuda"}:
+        stop(f"--device is auto, cpu or cuda, not {device!r:.40}", code=2)
     try:
         found = read_reference(source, Path.cwd())
     except ValueError as error:
         stop(str(error), code=2)
     name = f"{found.base_name}:{parsed.name}"
+    if dry_run:
+        _show_plan(settings.cache, name, found, parsed, device)
+    else:
+        _build(settings, name, found, parsed, device)
+
+
+def _show_plan(cache: Path, name: str, found: "Reference", recipe: "Recipe", device: str) -> None:
+    """Raises BadSource, BadRecipe for what cannot be built."""
+    from quant.build_plan import plan_build
+    from quant.source import open_source
+    from server.cli.plans import plan_lines
+
+    source = open_source(found.source, cache=cache, revision=found.revision)
+    for line in plan_lines(name, plan_build(source, recipe, device=device)):
+        typer.echo(line)
+
+
+def _build(settings: "Settings", name: str, found: "Reference", recipe: "Recipe", device: str) -> None:
+    from server.cli.building import Interrupted, run_builder
+
     try:
         with progress() as shown:
-            answer = run_builder(settings, found, parsed, lambda step: shown.show(name, step))
+            answer = run_builder(
+                settings,
+                found,
+                recipe,
+                lambda step: shown.show(name, step),
+                say=lambda note: shown.say(f"{name}: {note}"),
+                device=device,
+            )
     except Interrupted as interrupted:
         stop(_left_behind(settings.cache, interrupted.key), code=130)
     if answer.error or not (answer.key and answer.variant):
         stop(f"{name}: {answer.error.message if answer.error else 'the builder gave no answer'}")
-    typer.echo(f"{answer.outcome} {name} {answer.key} {_described(Path(answer.variant))}")
+    folder = Path(answer.variant)
+    if answer.outcome == "built" and (summary := _summary(folder)):
+        sys.stderr.write(f"{name}: {summary}\n")
+    typer.echo(f"{answer.outcome} {name} {answer.key} {_described(folder)}")
+
+
+def _summary(folder: Path) -> str | None:
+    """How the modules of a torch format went."""
+    try:
+        modules = json.loads((folder / "quantization.json").read_bytes())["modules"]
+    except (OSError, ValueError, KeyError):
+        return None
+    losses = [(one["loss"], one["rtn_loss"]) for one in modules if one["loss"] and one["rtn_loss"]]
+    shares = sorted(loss / rtn for loss, rtn in losses)
+    error = f", output error {shares[len(shares) // 2]:.2f} of round-to-nearest's (median)" if shares else ""
+    fallen = sum(one["fallback"] is not None for one in modules)
+    return f"{len(modules)} modules{error}" + (f", {fallen} fell back" if fallen else "")
 
 
 def _read_recipe(text: str, imatrix: Path | None) -> "Recipe":

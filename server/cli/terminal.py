@@ -19,6 +19,13 @@ def stop(*lines: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+def duration(seconds: float) -> str:
+    """In the largest unit that says enough: "40 s", "12 min", "1.5 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """How far one thing is. `total` 0: nobody knows yet."""
@@ -27,6 +34,7 @@ class Step:
     done: int
     total: int
     unit: str
+    eta_s: float | None = None
 
     @property
     def share(self) -> float:
@@ -34,11 +42,12 @@ class Step:
 
     @property
     def amount(self) -> str:
+        left = f", about {duration(self.eta_s)} left" if self.eta_s else ""
         if self.unit == "%":
             return ""
         if self.unit == "bytes":
-            return f"{self.done / 1e6:.1f}/{self.total / 1e6:.1f} MB"
-        return f"{self.done}/{self.total} {self.unit}".rstrip()
+            return f"{self.done / 1e6:.1f}/{self.total / 1e6:.1f} MB{left}"
+        return f"{self.done}/{self.total} {self.unit}{left}".rstrip()
 
 
 class Progress(Protocol):

@@ -15,12 +15,14 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from quant.errors import BuildFailed, DiskFull, QuantError
 from quant.pipeline import Outcome, Progress, build_variant, variant_key
+from quant.progress import Detail
 from quant.recipe import parse_recipe
 from quant.source import open_source
 from quant.store import VariantStore
@@ -28,6 +30,7 @@ from server.process.child import die_with
 from server.process.reports import BuildAnswer, BuildReport, Problem, replace_json
 
 REPORT_EVERY_S = 0.2
+MOST_NOTES = 100
 MEMORY_SHARE = 0.8  # of the machine's or the container's memory
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -42,9 +45,12 @@ class Reporter:
 
     def progress(self, step: Progress) -> None:
         changed = step.stage != self._report.stage
+        told = _told(step.detail) if step.detail else {}
         self._report = replace(
-            self._report, stage=step.stage, done=step.done, total=step.total, unit=step.unit
+            self._report, stage=step.stage, done=step.done, total=step.total, unit=step.unit, **told
         )
+        if note := step.detail and _note(step.detail):
+            self._report = replace(self._report, notes=(*self._report.notes, note)[-MOST_NOTES:])
         if changed or time.monotonic() >= self._due:
             self._write()
 
@@ -60,6 +66,24 @@ class Reporter:
         self._due = time.monotonic() + REPORT_EVERY_S
         with contextlib.suppress(OSError):  # a full disk must not end a build that may still fit
             replace_json(self._path, self._report)
+
+
+def _told(detail: Detail) -> dict[str, Any]:
+    """Fields of the report that follow from what was just done."""
+    if detail.eta_s is not None:
+        memory = f", {detail.memory_bytes / 1e9:.2f} GB of memory" if detail.memory_bytes else ""
+        return {"eta_s": detail.eta_s, "last": f"block of {(detail.bytes or 0) / 1e6:.1f} MB{memory}"}
+    if detail.module is None:
+        return {}
+    loss = "" if detail.loss is None else f", output error {detail.loss:.3g}"
+    rtn = f" (round-to-nearest {detail.rtn_loss:.3g})" if loss and detail.rtn_loss is not None else ""
+    return {"last": f"{detail.module} by {detail.method}{loss}{rtn}"}
+
+
+def _note(detail: Detail) -> str | None:
+    if detail.fallback:
+        return f"{detail.module}: {detail.method} was used, since {detail.fallback}"
+    return detail.note
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,6 +107,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--progress", type=Path, required=True, help="file to keep replacing")
     parser.add_argument("--parent", type=int, default=os.getppid(), help="end when this process does")
     parser.add_argument("--memory-limit", type=int, default=None, help="bytes")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--cache-max-bytes", type=int, default=None)
     return parser.parse_args(arguments)
 
@@ -142,7 +167,7 @@ def _build(options: argparse.Namespace, reporter: Reporter) -> Outcome:
     )
     reporter.variant(variant_key(source, recipe))
     store = VariantStore(options.cache, max_bytes=options.cache_max_bytes)
-    return build_variant(source, recipe, store, progress=reporter.progress)
+    return build_variant(source, recipe, store, progress=reporter.progress, device=options.device)
 
 
 if __name__ == "__main__":

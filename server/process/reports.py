@@ -21,6 +21,9 @@ class BuildReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     done: int = 0
     total: int = 0
     unit: str = ""
+    eta_s: float | None = None
+    last: str = ""  # what was done last, in a few words
+    notes: tuple[str, ...] = ()  # what a user should know, in the order in which it was found
     variant: str | None = None  # key, as soon as the source is known
     error: Problem | None = None
 

@@ -1,5 +1,6 @@
 """Kills at any moment leave a whole variant or none, and the next build ends well and tidies up."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,24 @@ def test_whole_builds_at_random_moments(tmp_path: Path) -> None:
     """Convert, check, quantize and publish; what is resumed is byte for byte what is built undisturbed."""
     model = write_checkpoint(tmp_path / "model", hidden=256, layers=1, dtype="F32")
     assert kill("random", str(tmp_path / "caches"), str(model), "q4_k_m", "20") >= 12
+
+
+def torch_kills(folder: Path, rounds: int) -> int:
+    """Qwen2 of 4 blocks by GPTQ, calibrated on what it writes itself."""
+    from tests.quant.stream.checkpoints import family_checkpoint
+
+    model = family_checkpoint(folder / "model", "Qwen2ForCausalLM", num_hidden_layers=4)
+    spec = {"method": "gptq", "format": "gptq", "calibration": {"samples": 8, "length": 32}}
+    return kill("random", str(folder / "caches"), str(model), json.dumps(spec), str(rounds))
+
+
+def test_torch_builds_at_random_moments(tmp_path: Path) -> None:
+    assert torch_kills(tmp_path, 6) >= 4
+
+
+@pytest.mark.slow
+def test_torch_builds_at_thirty_random_moments(tmp_path: Path) -> None:
+    assert torch_kills(tmp_path, 30) >= 30
 
 
 def test_float_builds_at_random_moments(tmp_path: Path) -> None:

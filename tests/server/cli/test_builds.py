@@ -90,6 +90,45 @@ def test_ctrl_c_leaves_scratch_that_the_next_build_resumes(cli: Cli, tmp_path: P
     assert [row["state"] for row in listed(cli, cache)] == ["built"]
 
 
+def test_a_dry_run_says_what_would_be_done_and_writes_no_variant(
+    cli: Cli, tmp_path: Path, tiny_chat: Path
+) -> None:
+    cache = tmp_path / "cache"
+    done = cli("quantize", tiny_chat, "--recipe", "w8a8", "--dry-run", "--device", "cpu", "--cache", cache)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"tiny-chat:w8a8 \(smoothquant, compressed-tensors-int8\) would be [0-9a-f]{32}", lines[0]
+    )
+    assert lines[2].split() == ["COUNT", "MODULE", "SHAPE", "SCHEME", "MB"]
+    assert lines[3].split()[:6] == ["12", "self_attn.q_proj", "256", "x", "256", "W8"]
+    names = [line.split()[0] for line in lines[11:]]
+    assert names == ["weights", "output", "disk", "memory", "time", "calibration"]
+    assert not (cache / "variants").exists()
+    odd = {"method": "rtn", "format": "awq", "scheme": {"bits": 4, "group": 96, "symmetric": False}}
+    for recipe, words in ((json.dumps(odd), "groups of 32, 64, 128, not 96"), ("nf5", "did you mean")):
+        refused = cli("quantize", tiny_chat, "--recipe", recipe, "--dry-run", "--cache", cache)
+        assert refused.returncode != 0
+        assert refused.stdout == ""
+        assert words in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_torch_format_is_built_and_summed_up(cli: Cli, tmp_path: Path, tiny_chat: Path) -> None:
+    spec = {"method": "gptq", "format": "gptq", "calibration": {"samples": 4, "length": 32}}
+    recipe, cache = json.dumps(spec), tmp_path / "cache"
+    done = cli("quantize", tiny_chat, "--recipe", recipe, "--device", "cpu", "--cache", cache)
+    assert done.returncode == 0, done.stderr
+    found = LINE.fullmatch(done.stdout)
+    assert found is not None, done.stdout
+    assert found[2].startswith("custom-")
+    assert re.search(r"84 modules, output error 0\.\d\d of round-to-nearest's \(median\)", done.stderr)
+    stages = [line.split()[1] for line in done.stderr.splitlines()]
+    assert "calibrate" in stages
+    again = cli("quantize", tiny_chat, "--recipe", recipe, "--cache", cache)
+    assert again.stdout == done.stdout.replace("built", "cached", 1)
+
+
 def test_a_refused_source_is_one_line(cli: Cli, tmp_path: Path, tiny_chat: Path) -> None:
     odd = tmp_path / "odd"
     shutil.copytree(tiny_chat, odd)

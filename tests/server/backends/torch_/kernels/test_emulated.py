@@ -9,10 +9,10 @@ from typing import Protocol
 
 import pytest
 import torch
-
-from quant.layer import QuantizedLinear
 from server.backends.torch_.kernels import activations, attention, linear, w8a8
 from server.backends.torch_.kernels.packed import pack
+
+from quant.layer import QuantizedLinear
 from tests.server.backends.torch_.kernels import emulator
 from tests.server.backends.torch_.kernels.test_layout import affine, nf4
 
