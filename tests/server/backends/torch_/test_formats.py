@@ -16,6 +16,7 @@ from tests.server.backends.torch_.quantized import KINDS, WEIGHT_ONLY, write, wr
 from tests.server.backends.torch_.support import Answer, Reference, open_model, serve
 
 NEAR_TIE = 1e-3
+NEAR = 2e-4
 
 
 @pytest.fixture(scope="module")
@@ -98,21 +99,16 @@ def test_8_bit_activations_are_those_of_integer_arithmetic(
 def test_8_bit_answers_are_those_of_integer_arithmetic(
     tiny_chat: Path, prompts: list[list[int]], tmp_path: Path
 ) -> None:
-    """Nearly: where a rounding falls the other way, scores move, but far less than rounding moves them.
-
-    (Of LLM.int8 that holds layer by layer only: an activation next to the threshold changes a row's steps.)
-    """
+    """To the last bits, but for the few short prompts in which a rounding falls the other way."""
     layers = write(tmp_path, tiny_chat, "w8a8")
-    exact, plain = Reference.of(tiny_chat), Reference.of(tiny_chat)
+    exact = Reference.of(tiny_chat)
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
         setattr(exact.model.get_submodule(parent), child, exact_layer(layer))
-    scores = {}
-    answers = answers_of(tmp_path, prompts)
-    for reference in (exact, plain):
-        found = [reference.differences(p, answer) for p, answer in zip(prompts, answers, strict=True)]
-        scores[reference] = sum(map(sum, found)) / sum(map(len, found))
-    assert scores[exact] < scores[plain] / 3
+    short = [prompt[at : at + 3] for prompt in prompts for at in range(0, 12, 3)]
+    answers = answers_of(tmp_path, short, 1)
+    differences = [exact.furthest(p, answer) for p, answer in zip(short, answers, strict=True)]
+    assert sum(difference < NEAR for difference in differences) > len(short) / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
