@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from quant.recipe import TORCH_PRESETS, parse_recipe
+from quant.torch_recipe import RULES
 from server.api.schema.admin import QuantizeRequest
 from server.api.schema.base import Body
 from server.api.schema.chat import ChatRequest
@@ -53,3 +55,12 @@ def test_a_curl_sends_what_the_route_takes(path: str, body: str) -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     links = [link for link in LINK.findall(CODE.sub("", page.read_text())) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_recipe_that_the_page_shows_is_one_and_every_name_is_there() -> None:
+    page = (ROOT / "docs" / "quantize.md").read_text()
+    (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    recipe = parse_recipe(json.loads(shown))
+    assert parse_recipe(recipe.spec) == recipe
+    assert all(f"`{name}`" in page for name in TORCH_PRESETS)
+    assert all(f"| {name} |" in page for name in RULES)
