@@ -1,8 +1,8 @@
 """`python -m benchmarks.gpu.quantize`: random checkpoints through the quantizer, time and memory by block.
 
-The checkpoint is made on the spot (bf16, random weights), calibrated on random tokens, and kept in the folder:
-a run that was cut off, or ended by --stop-after, goes on when it is called again. Needs torch, transformers and
-msgspec; neither llama.cpp nor a network.
+The checkpoint is made on the spot (bf16, random weights), calibrated on random tokens, and kept in the
+folder: a run that was cut off, or ended by --stop-after, goes on when it is called again. Needs torch,
+transformers and msgspec; neither llama.cpp nor a network.
 """
 
 import argparse

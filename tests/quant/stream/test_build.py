@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,3 +350,56 @@ def test_threads_are_part_of_the_identity(qwen: Path, tmp_path: Path) -> None:
     assert machine.difference(tmp_path, {**identity, "threads": "2"}) == "threads was 1, and is 2"
     (tmp_path / machine.IDENTITY).write_bytes(b"{")
     assert machine.difference(tmp_path, identity) == "it does not say what it was made with"
+
+
+ON_A_SMALL_DISK = """
+import json, sys
+from pathlib import Path
+from quant.errors import QuantError
+from tests.quant.stream.checkpoints import build
+
+disk, model, stage, after = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+spec = {"method": "gptq", "format": "gptq", "calibration": {"samples": 6, "length": 24}}
+
+def fill(progress):
+    if progress.stage == stage and progress.done >= after and not (disk / "filler").exists():
+        with open(disk / "filler", "ab", buffering=0) as filler:
+            try:
+                while filler.write(b"x" * 4096):
+                    pass
+            except OSError:
+                pass
+
+code = "none"
+try:
+    build(model, spec, disk / "cache", fill)
+except QuantError as error:
+    code = error.code
+left = [path.name for path in (disk / "cache").rglob("*") if path.is_file()]
+(disk / "filler").unlink()
+print(json.dumps([code, left, build(model, spec, disk / "cache").outcome]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "after"), [("quantize", 0), ("quantize", 8), ("assemble", 0), ("publish", 0)]
+)
+def test_a_disk_that_fills_up_at_any_stage(qwen: Path, tmp_path: Path, stage: str, after: int) -> None:
+    """A real file system of 4 MiB, mounted in a name space of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    allowed = subprocess.run([*inside, f"mount -t tmpfs none {disk}"], check=False, capture_output=True)
+    if allowed.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    run = f'{sys.executable} -c "$0" {disk} {qwen} {stage} {after}'
+    ended = subprocess.run(
+        [*inside, f"mount -t tmpfs -o size=4m none {disk} && exec {run}", ON_A_SMALL_DISK],
+        check=False,
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert json.loads(ended.stdout.splitlines()[-1]) == ["disk_full", ["digests.json"], "built"]

@@ -42,6 +42,21 @@ async def test_a_variant_is_built_once_and_then_served_by_its_name(tmp_path: Pat
         assert "tiny:q6_k" in card["variants"]
 
 
+async def test_a_torch_format_is_built_by_a_job_and_served(tmp_path: Path, tiny_chat: Path) -> None:
+    async with application(tmp_path, folder_model(tiny_chat)) as app, client(app) as http:
+        response = await http.post("/quantize", json={"model": "tiny", "recipe": "w8a16"})
+        assert response.status_code == 202, response.text
+        job = await finished(http, response.json()["id"])
+        assert (job["state"], job["error"], job["variant"]) == ("done", None, "tiny:w8a16")
+        async with asyncio.timeout(100):
+            while (
+                response := await http.post("/v1/chat/completions", json=chat(model="tiny:w8a16"))
+            ).is_error:
+                assert error_of(response)["code"] == "model_loading", response.text
+        assert response.headers["x-variant"] == "tiny:w8a16"
+        assert response.json()["choices"][0]["message"]["content"]
+
+
 async def test_a_running_job_is_stopped_and_leaves_nothing(tmp_path: Path, tiny_chat: Path) -> None:
     async with application(tmp_path, folder_model(tiny_chat)) as app, client(app) as http:
         id = (await http.post("/quantize", json={"model": "tiny", "recipe": "q4_k_m"})).json()["id"]
@@ -62,6 +77,15 @@ async def test_a_running_job_is_stopped_and_leaves_nothing(tmp_path: Path, tiny_
         ({"model": "http://127.0.0.1/x", "recipe": "q6_k"}, 404, "model"),
         ({"model": "../toy", "recipe": "q6_k"}, 404, "model"),
         ({"model": "toy", "recipe": {"type": "q6_k", "imatrix": "x"}}, 400, "recipe"),
+        ({"model": "toy", "recipe": {"method": "awq", "format": "gptq"}}, 400, "recipe"),
+        (
+            {
+                "model": "toy",
+                "recipe": {"method": "gptq", "format": "gptq", "calibration": {"corpus": "/etc/passwd"}},
+            },
+            400,
+            "recipe",
+        ),
         ({"model": "toy:q4_0", "recipe": "q6_k"}, 400, "model"),
         ({"model": "toy"}, 400, "recipe"),
         ({"model": "toy", "recipe": "q6_k", "gate": {}}, 400, "gate"),

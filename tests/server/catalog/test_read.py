@@ -84,6 +84,7 @@ def test_only_a_source_is_needed(tmp_path: Path, checkpoint: Path) -> None:
         ("variants: [q6_k, q8_0]", ("q6_k", "q8_0"), "q6_k"),
         ("default: f16", ("f16",), "f16"),
         ("variants: [q6_k, q8_0], default: q8_0", ("q6_k", "q8_0"), "q8_0"),
+        ("variants: [AWQ-w4g128, nf4], default: nf4", ("awq-w4g128", "nf4"), "nf4"),
     ],
 )
 def test_variants_and_default_complete_each_other(
