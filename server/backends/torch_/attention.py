@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from server.backends.torch_.flash import FlashPlan, flash, plan_flash, runs_on
+from server.backends.torch_.kernels.attention import paged_decode
 from server.backends.torch_.kv import PAGE, KVCache
 
 NAME = "quantserve_paged"
@@ -44,6 +46,7 @@ class Paged:
     layout: Layout
     calls: int = 0
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    flash: FlashPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +98,20 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, paged: Paged, rule: Rule) ->
     out = torch.empty_like(q)
     if singles:
         out[:singles] = decode(q[:singles], keys, values, layout, rule)
+    if runs_on(q, rule.softcap):
+        paged.flash = paged.flash or _plan(layout.chunks)
+        out[singles:] = flash(q[singles:], keys, values, paged.flash, rule.scale, rule.window)
+        return out
     for chunk in layout.chunks:
         mask = _chunk_mask(paged, chunk, rule.window)
         out[chunk.begin : chunk.end] = prefill(q[chunk.begin : chunk.end], keys, values, chunk, mask, rule)
     return out
+
+
+def _plan(chunks: Sequence[Chunk]) -> FlashPlan:
+    sizes = [chunk.end - chunk.begin for chunk in chunks]
+    positions = [chunk.start + size for chunk, size in zip(chunks, sizes, strict=True)]
+    return plan_flash([chunk.pages for chunk in chunks], sizes, positions)
 
 
 def decode(q: Tensor, keys: Tensor, values: Tensor, layout: Layout, rule: Rule) -> Tensor:
@@ -106,6 +119,9 @@ def decode(q: Tensor, keys: Tensor, values: Tensor, layout: Layout, rule: Rule) 
 
     The query heads that share a KV head are treated as so many queries of it, so that nothing is repeated.
     """
+    if q.is_cuda:
+        tables, lengths = layout.tables, layout.lengths
+        return paged_decode(q, keys, values, tables, lengths, rule.scale, rule.window, rule.softcap)
     count, heads, head = q.shape
     kv_heads = keys.shape[2]
     k, v = (_gather(pages, layout.tables) for pages in (keys, values))

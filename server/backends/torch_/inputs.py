@@ -46,8 +46,8 @@ def gather_inputs(spans: Sequence[Span], tables: PageTables, last: Tensor) -> In
     ids, where, to, kept, slots, table, lengths, *pages = box.send(last.device)
     layout = Layout(
         places=to,
-        tables=table.view(len(singles), -1) if singles else table.view(0, 0),
-        lengths=lengths,
+        tables=(table.view(len(singles), -1) if singles else table.view(0, 0)).int(),
+        lengths=lengths.int(),
         chunks=[
             Chunk(begin, begin + span.size, span.start, held)
             for (span, begin), held in zip(chunks, pages, strict=True)

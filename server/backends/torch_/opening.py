@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.backends.torch_.attention import Layout, Paged, Unsupported
+from server.backends.torch_.attention import Chunk, Layout, Paged, Unsupported
 from server.backends.torch_.embedder import TorchEmbedder
 from server.backends.torch_.executor import TorchExecutor, forward
+from server.backends.torch_.fused import fuse
+from server.backends.torch_.graphs import SIZES, CudaRecorder, Recorder, Replays, Slate, record
 from server.backends.torch_.inputs import Inputs
+from server.backends.torch_.kernels.linear import compiled
 from server.backends.torch_.kv import PAGE, KVCache, KVShape, PageTables
 from server.backends.torch_.linear.choose import Target
 from server.backends.torch_.load import load_weights
-from server.backends.torch_.machine import choose_device, choose_target, free_memory, set_threads
+from server.backends.torch_.machine import choose_device, choose_target, set_threads
 from server.backends.torch_.model import kv_shape, model_config, skeleton
 from server.backends.torch_.options import Options
+from server.backends.torch_.sizing import limits_for, step_tokens
 from server.errors import OpenError
 from server.types import Limits, Open
 
-STEP_TOKENS = {"cpu": 256, "cuda": 2048}
-SPARE_SLOTS = 8  # beyond twice `parallel`: slots are cheap here, and keep prefixes
+LOADED, PROVED = 0.85, 0.9  # how much of opening is done after weights, and after the first passes
 
 
 def open_variant(
@@ -29,57 +32,94 @@ def open_variant(
 ) -> tuple[TorchExecutor, TorchEmbedder]:
     """Raises OpenError."""
     set_threads(spec.threads or threads)
-    folder = Path(spec.variant)
-    device = choose_device(options)
-    config = model_config(folder)
-    own = config.dtype
-    model = skeleton(config)
-    elements = sum(parameter.numel() for parameter in model.parameters())
-    target = choose_target(options, device, own, elements)
-    load_weights(model, folder, target, lambda done: progress(0.9 * done))
-    shape = kv_shape(config)
-    limits = limits_for(spec, options, config, shape, target)
-    tables = PageTables(-(-limits.kv_tokens // PAGE), limits.slots, limits.context)
-    cache = KVCache(shape, -(-limits.kv_tokens // PAGE), target.dtype, device)
-    prove(model, cache, shape)
+    model, shape, target = _load(Path(spec.variant), options, lambda done: progress(LOADED * done))
+    config = model.config
+    peak = _prove(model, shape, target, step_tokens(spec, options, target))
+    limits = limits_for(spec, options, config, shape, target, peak)
+    progress(PROVED)
+    pages = -(-limits.kv_tokens // PAGE)
+    tables = PageTables(pages, limits.slots, limits.context)
+    cache = KVCache(shape, pages, target.dtype, target.device)
+    on_gpu = target.device.type == "cuda"
+    executor = TorchExecutor(model, limits, tables, cache, options.depth or (2 if on_gpu else 1))
+    if on_gpu and options.graphs and compiled(target.device):
+        executor.replay = replays(
+            model, cache, limits, CudaRecorder(), lambda done: progress(PROVED + (1 - PROVED) * done)
+        )
     progress(1.0)
-    depth = options.depth or (2 if device.type == "cuda" else 1)
-    executor = TorchExecutor(model, limits, tables, cache, depth)
     return executor, TorchEmbedder(model, shape, limits.context)
 
 
-def limits_for(spec: Open, options: Options, config: Any, shape: KVShape, target: Target) -> Limits:
-    """What the engine will hold. Raises OpenError for a combination that cannot work."""
-    longest = config.get_text_config().max_position_embeddings
-    context = spec.context or longest
-    if context > longest:
-        raise OpenError(f"context is {context}; the model's positions end at {longest}")
-    slots = options.slots or 2 * spec.parallel + SPARE_SLOTS
-    kv_tokens = spec.kv_tokens or context * spec.parallel
-    step_tokens = max(options.step_tokens or STEP_TOKENS[target.device.type], spec.parallel + PAGE)
-    needed, free = kv_tokens * shape.bytes_per_token(target.dtype), free_memory(target.device)
-    if needed > free:
-        raise OpenError(f"KV memory for {kv_tokens:,} tokens is {needed:,} bytes; {free:,} are free")
+def _load(folder: Path, options: Options, progress: Callable[[float], None]) -> tuple[Any, KVShape, Target]:
+    device = choose_device(options)
+    config = model_config(folder)
+    shape, own = kv_shape(config), config.dtype
+    model = skeleton(config)
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    target = choose_target(options, device, own, elements)
     try:
-        return Limits(
-            running=spec.parallel,
-            slots=slots,
-            context=context,
-            kv_tokens=kv_tokens,
-            step_tokens=step_tokens,
-            page=PAGE,
-            deterministic=options.deterministic,
-        )
-    except ValueError as error:
-        raise OpenError(str(error)) from None
+        load_weights(model, folder, target, progress)
+    except torch.OutOfMemoryError:
+        raise OpenError(f"the weights do not fit into the memory of {device.type}") from None
+    if options.fused:
+        fuse(model)
+    return model, shape, target
 
 
 @torch.inference_mode()
-def prove(model: Any, cache: KVCache, shape: KVShape) -> None:
+def replays(
+    model: Any, cache: KVCache, limits: Limits, recorder: Recorder, progress: Callable[[float], None]
+) -> Replays:
+    """Decode steps of up to `running` rows, recorded."""
+    vocab_size = model.config.get_text_config().vocab_size
+    largest = min(limits.running, SIZES[-1])
+    rows = next(size for size in SIZES if size >= largest)
+    slate = Slate(rows, -(-limits.context // PAGE), vocab_size, cache.keys[0].device)
+    slate.lengths.fill_(1)
+
+    def run(inputs: Inputs) -> torch.Tensor:
+        return forward(model, inputs, Paged(cache, inputs.layout))
+
+    found = record(slate, run, largest, recorder, progress)
+    cache.scrub(np.zeros(1, np.int32))
+    return found
+
+
+def _prove(model: Any, shape: KVShape, target: Target, tokens: int) -> int:
+    """First passes, in a small KV memory: one token, which shows whether the model runs, and on a GPU a whole
+    step, which shows how many bytes it needs. Raises OpenError."""
+    on_gpu = target.device.type == "cuda"
+    cache = KVCache(shape, -(-tokens // PAGE) if on_gpu else 1, target.dtype, target.device)
+    _require_attention(model, cache, shape)
+    if not on_gpu:
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    _whole_step(model, cache, tokens)
+    peak = torch.cuda.max_memory_allocated() - held
+    cache.close()
+    torch.cuda.empty_cache()
+    return peak
+
+
+@torch.inference_mode()
+def _whole_step(model: Any, cache: KVCache, tokens: int) -> None:
+    """One prompt of so many tokens."""
+    device = cache.keys[0].device
+    numbers = torch.arange(tokens, device=device)
+    pages = torch.arange(1, -(-tokens // PAGE) + 1, device=device)
+    none = numbers[:0]
+    layout = Layout(numbers + PAGE, none[:, None].int(), none.int(), [Chunk(0, tokens, 0, pages)])
+    forward(model, Inputs(numbers * 0, numbers, layout, numbers[-1:], none), Paged(cache, layout))
+    torch.cuda.synchronize()
+
+
+@torch.inference_mode()
+def _require_attention(model: Any, cache: KVCache, shape: KVShape) -> None:
     """One token through the model, into page 0. Raises OpenError for an attention that is not built."""
     device = cache.keys[0].device
     zero = torch.zeros(1, dtype=torch.int64, device=device)
-    layout = Layout(zero, zero[None], zero + 1)
+    layout = Layout(zero, zero[None].int(), (zero + 1).int())
     paged = Paged(cache, layout)
     try:
         forward(model, Inputs(zero, zero, layout, zero, zero), paged)

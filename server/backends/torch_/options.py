@@ -19,6 +19,7 @@ class Options:
     step_tokens: int | None = None  # in one forward pass
     depth: int | None = None  # steps in flight; None: 2 on a GPU, 1 on a CPU
     deterministic: bool = False  # a sequence's logits do not depend on what else is computed
+    fused: bool = True  # layers of the Llama kind with fewer kernels
     graphs: bool = True  # replay decode steps from CUDA graphs
 
 
@@ -35,6 +36,7 @@ def parse_options(options: Mapping[str, str]) -> Options:
         step_tokens=_number(options, "step_tokens", 2, 1 << 20),
         depth=_number(options, "depth", 1, 2),
         deterministic=_word(options, "deterministic", ("false", "true")) == "true",
+        fused=_word(options, "fused", ("true", "false")) == "true",
         graphs=_word(options, "graphs", ("true", "false")) == "true",
     )
 

@@ -2,12 +2,16 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from server.backends.torch_.executor import TorchExecutor
+from server.backends.torch_.fused import FusedLayer
+from server.backends.torch_.inputs import Inputs
+from server.backends.torch_.opening import replays
 from server.engine.step import PREVIOUS, Batch, CopyPrefix, Release, Trim
 from server.types import Generate, SamplingParams
 from tests.server.backends.llama.support import Line, clear, params, step
@@ -61,6 +65,51 @@ def test_whatever_runs_together_the_numbers_are_transformers_own(
     assert preemptions > 0
     assert cached > 0
     executor.close()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_transformers_own_layers_compute_what_fused_ones_do(
+    family: str, family_folder: Folder, reference: Oracle
+) -> None:
+    fused = open_model(family_folder(family))
+    assert all(isinstance(layer, FusedLayer) for layer in fused._model.model.layers)
+    executor = open_model(family_folder(family), options={"fused": "false"})
+    difference, _, _ = worst(reference(family), executor, crowd(VOCAB, 6, seed=4))
+    assert difference < NEAR
+
+
+class Again:
+    """What a CUDA graph does, without one: the same computation over the same memory."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.replay = run
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_recorded_decode_steps_are_as_good_as_computed_ones(
+    family: str, family_folder: Folder, reference: Oracle
+) -> None:
+    """With rows filled up to the next size, and steps of more rows than any recording has."""
+    executor = open_model(family_folder(family), parallel=7, context=160, kv_tokens=480)
+    recorded = replays(executor._model, executor._cache, executor.limits, Again, lambda _: None)
+    runs: list[tuple[int, bool]] = []
+
+    def run(inputs: Inputs) -> torch.Tensor | None:
+        found = recorded.run(inputs)
+        runs.append((len(inputs.tokens), found is not None))
+        return found
+
+    executor.replay = Recorded(run)
+    difference, preemptions, _ = worst(reference(family), executor, crowd(VOCAB, 14, seed=6))
+    assert difference < NEAR
+    assert preemptions > 0
+    assert {rows for rows, replayed in runs if replayed} >= {1, 7}  # 7 are filled up to 8
+    assert not all(replayed for _, replayed in runs)
+
+
+@dataclass
+class Recorded:
+    run: Callable[[Inputs], torch.Tensor | None]
 
 
 @pytest.mark.parametrize("depth", ["1", "2"])

@@ -87,7 +87,7 @@ def test_8_bit_activations_are_those_of_integer_arithmetic(
     kind: str, weights: str, tiny_chat: Path, tmp_path: Path
 ) -> None:
     layers = write(tmp_path, tiny_chat, kind)
-    executor = open_model(tmp_path, options={"weights": weights})
+    executor = open_model(tmp_path, options={"weights": weights, "fused": "false"})
     rows = torch.randn(9, 1024, generator=torch.Generator().manual_seed(1)) * 2.5  # some beyond 6
     for name, layer in layers.items():
         x = rows[:, : layer.shape[1]]
@@ -114,7 +114,7 @@ def test_8_bit_answers_are_those_of_integer_arithmetic(
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_that_share_their_input_are_one_matrix(kind: str, tiny_chat: Path, tmp_path: Path) -> None:
     write(tmp_path, tiny_chat, kind)
-    executor = open_model(tmp_path)
+    executor = open_model(tmp_path, options={"fused": "false"})
     layer = executor._model.model.layers[0]
     for parts in (
         (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
