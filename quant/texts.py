@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -13,9 +13,6 @@ from quant.errors import BadSource
 from quant.files import read_json, shown
 from quant.gguf.specials import Specials, read_specials
 from quant.source import Source
-
-if TYPE_CHECKING:
-    from quant.gguf.convert import Conversion
 
 CONTROL = 3  # GGUF's token type of control tokens
 TOKENIZER_LIMIT = 512 << 20  # bytes
@@ -62,8 +59,8 @@ class Words:
     context: int  # tokens
 
 
-def words_of(conversion: "Conversion") -> Words:
-    """Of a checkpoint that the converter to GGUF has read."""
+def words_of(conversion: Any) -> Words:
+    """Of a checkpoint that the converter to GGUF has read: its Conversion, too heavy to be named here."""
     vocabulary = conversion.vocabulary
     pairs = zip(vocabulary.tokens, vocabulary.kinds, strict=True)
     return Words(
@@ -103,6 +100,14 @@ def _base_ids(model: object) -> dict[str, int]:
         case {"vocab": [*pairs]}:
             return {pair[0]: number for number, pair in enumerate(pairs) if isinstance(pair, list) and pair}
     raise BadSource(f"{TOKENIZER}: the model has no vocabulary")
+
+
+def checkpoint_texts(source: Source) -> dict[str, bytes]:
+    """`text_files` of a checkpoint that is served as it is. Raises BadSource."""
+    rows, context = (source.config.get(name) for name in ("vocab_size", "max_position_embeddings"))
+    if type(rows) is not int or type(context) is not int:
+        raise BadSource("config.json has no vocab_size or max_position_embeddings")
+    return text_files(source, read_words(source, rows, context))
 
 
 def text_files(source: Source, words: Words) -> dict[str, bytes]:

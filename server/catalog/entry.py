@@ -11,7 +11,7 @@ import yaml
 from server.catalog.fields import FIELDS, Wrong, is_null, shown
 from server.catalog.model import DEFAULT_VARIANT, NAME, Model
 from server.catalog.nodes import Entry, Report, line_of
-from server.catalog.source import Reference, gguf_type, read_reference
+from server.catalog.source import Reference, own_type, read_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ class Checks:
             found = read_reference(self.values["source"], base)
             self.values["source"] = found.source
             self._revision(found)
-            if found.kind == "gguf":
-                self._gguf(gguf_type(found.source))
+            if (own := own_type(found)) is not None:
+                self._ready("a GGUF file" if found.kind == "gguf" else "a quantized checkpoint", own)
         except ValueError as error:
             self._wrong("source", str(error))
 
@@ -108,14 +108,14 @@ class Checks:
         elif found.revision:
             self._wrong("revision", "the source names one already")
 
-    def _gguf(self, own_type: str) -> None:
+    def _ready(self, what: str, own: str) -> None:
         for key in ("variants", "default"):
             if key in self.entry.fields and self._given(key):
-                self._wrong(key, f"leave it out: a GGUF file is served as it is ({own_type})")
-        self.values |= {"variants": (), "default": own_type}
+                self._wrong(key, f"leave it out: {what} is served as it is ({own})")
+        self.values |= {"variants": (), "default": own}
 
     def variants(self) -> None:
-        """For a GGUF file `source` has set both."""
+        """For a source that is served as it is `source` has set both."""
         variants, default = self.values.get("variants"), self.values.get("default")
         if variants == () and default is None:
             self._wrong("variants", "an empty list: leave it out, or name a recipe")

@@ -175,7 +175,7 @@ FIELDS: Mapping[str, Field] = {
     ),
     "variants": Field(
         about="Recipes that may be asked for as id:recipe, the first by default where `default` names none. "
-        "Not for GGUF files, which are served as they are.",
+        "Not for GGUF files and quantized checkpoints, which are served as they are.",
         read=listed(recipe),
         schema={"type": "array", "items": {"type": "string"}, "uniqueItems": True},
     ),

@@ -30,8 +30,8 @@ class Model(Struct, frozen=True, kw_only=True):
     source: str  # absolute path of a folder or .gguf file, or a hub id "org/name"
     revision: str | None = None  # of a hub id
     aliases: tuple[str, ...] = ()
-    variants: tuple[str, ...] = (DEFAULT_VARIANT,)  # recipe names; empty for a GGUF file
-    default: str = DEFAULT_VARIANT  # served under the bare id; for a GGUF file its own type
+    variants: tuple[str, ...] = (DEFAULT_VARIANT,)  # recipe names; empty for a source that is served as it is
+    default: str = DEFAULT_VARIANT  # served under the bare id; of a ready source its own type
     context: int | None = (
         None  # tokens of one request; None: Settings.default_context, or less if the model has less
     )
@@ -44,9 +44,9 @@ class Model(Struct, frozen=True, kw_only=True):
     deterministic: bool = False  # answers do not depend on what else runs, at the price of batching
 
     @property
-    def is_gguf(self) -> bool:
-        """Served as it is: there is nothing to build."""
-        return self.source.endswith(".gguf")
+    def is_ready(self) -> bool:
+        """The source is served as it is (GGUF file, quantized checkpoint): there is nothing to build."""
+        return not self.variants
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,9 +69,10 @@ class Overrides(Struct, frozen=True, kw_only=True):
             if (value := getattr(self, name)) is not None
         }
         if self.variant and self.variant != model.default:
-            if model.is_gguf:
+            if model.is_ready:
+                what = "a GGUF file" if model.source.endswith(".gguf") else "a quantized checkpoint"
                 raise CatalogError(
-                    [f"{model.id}: a GGUF file is served as it is ({model.default}), not as {self.variant}"]
+                    [f"{model.id}: {what} is served as it is ({model.default}), not as {self.variant}"]
                 )
             changes["default"] = self.variant
             if self.variant not in model.variants:

@@ -73,11 +73,44 @@ def gguf_type(path: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def folder_format(path: str) -> str | None:
+    """The format of a folder's quantized checkpoint, None for full precision.
+
+    Raises ValueError for a format that nobody here reads. What else is wrong the first load tells.
+    """
+    from quant.checkpoint import CONFIG, CONFIG_LIMIT
+    from quant.files import read_json
+    from quant.ready import own_format
+
+    try:
+        config = read_json(Path(path) / CONFIG, CONFIG_LIMIT)
+    except (QuantError, OSError):
+        return None
+    try:
+        return own_format(config)
+    except QuantError as error:
+        raise ValueError(str(error)) from error
+
+
+def own_type(found: Reference) -> str | None:
+    """What a source that is served as it is calls itself; None for one that variants are made of.
+
+    Raises ValueError. Of a hub id nothing is known before it is pulled.
+    """
+    match found.kind:
+        case "gguf":
+            return gguf_type(found.source)
+        case "folder":
+            return folder_format(found.source)
+        case "hub":
+            return None
+
+
 def model_from_source(text: str, base: Path | None = None) -> Model:
     """What `quantserve serve SOURCE` serves: preloaded, under the source's base name. Raises CatalogError."""
     try:
         found = read_reference(text, base or Path.cwd())
-        own_type = gguf_type(found.source) if found.kind == "gguf" else None
+        own = own_type(found)
     except ValueError as error:
         raise CatalogError([str(error)]) from error
     assert NAME.fullmatch(found.base_name)
@@ -85,7 +118,7 @@ def model_from_source(text: str, base: Path | None = None) -> Model:
         id=found.base_name,
         source=found.source,
         revision=found.revision,
-        variants=() if own_type else (DEFAULT_VARIANT,),
-        default=own_type or DEFAULT_VARIANT,
+        variants=() if own else (DEFAULT_VARIANT,),
+        default=own or DEFAULT_VARIANT,
         preload=True,
     )

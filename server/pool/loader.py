@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from quant.errors import BadSource, DamagedVariant, QuantError
 from quant.gguf.header import read_header
+from quant.ready import own_format
 from quant.source import Source
 from quant.store import Variant, VariantStore
+from quant.texts import checkpoint_texts
 from server.catalog import Model
 from server.errors import EngineDied, ServerError
 from server.pool.background import in_thread
@@ -55,6 +58,7 @@ class Target:
     path: Path
     key: str | None
     context: int | None  # the model's own
+    files: Mapping[str, bytes] | None = None  # a variant's small files, where they do not lie in `path`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,8 @@ class Loader:
         source = await self._source(model)
         if source is not None and source.kind == "gguf" and name == model.default:
             return await self._own_file(model, name, source)
+        if source is not None and model.is_ready and name == model.default:
+            return await self._own_folder(model, name, source)
         variant = await self._intact(source, name)
         if variant is None:
             await self._build(model, name, watch)
@@ -152,6 +158,16 @@ class Loader:
         context = await in_thread(partial(_gguf_context, source.path))
         return Target(served=served, path=source.path, key=None, context=context)
 
+    async def _own_folder(self, model: Model, name: str, source: Source) -> Target:
+        """A quantized checkpoint. Raises BadSource for one whose config.json is of another kind by now."""
+        own = own_format(source.config)
+        if own is None:
+            raise BadSource("the checkpoint is not quantized any more; restart the server")
+        served = self._served(model, name, source.digest, own)
+        files = await in_thread(partial(checkpoint_texts, source))
+        context = source.config.get("max_position_embeddings")
+        return Target(served=served, path=source.path, key=None, context=context, files=files)
+
     async def _variant(self, model: Model, name: str, variant: Variant) -> Target:
         served = self._served(model, name, variant.key, variant.manifest.format)
         facts = await in_thread(partial(_variant_context, variant.path))
@@ -181,7 +197,7 @@ class Loader:
             except TimeoutError:
                 raise LoadFailed(f"it was not open after {OPEN_LIMIT_S:.0f} s") from None
             undo.push_async_callback(engine.stop)
-            text = await _text(engine, target.path)
+            text = await _text(engine, target)
             undo.pop_all()
             return Loaded(served=target.served, engine=engine, text=text, held=held)
 
@@ -198,10 +214,12 @@ class Loader:
         )
 
 
-async def _text(engine: EngineClient, path: Path) -> TextModel:
+async def _text(engine: EngineClient, target: Target) -> TextModel:
     if engine.ready.text is not None:
         return await in_thread(partial(TextModel.from_engine, engine.ready.text, engine.tokenize))
-    return await in_thread(partial(TextModel.from_folder, path))
+    if target.files is not None:
+        return await in_thread(partial(TextModel.from_files, target.files))
+    return await in_thread(partial(TextModel.from_folder, target.path))
 
 
 def _gguf_context(path: Path) -> int | None:

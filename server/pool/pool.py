@@ -137,7 +137,7 @@ class Pool:
 
     def _variants(self, model: Model) -> tuple[str, ...]:
         """Ids of all that can be served without a build."""
-        own = {variant_id(model, model.default)} if model.is_gguf else set()
+        own = {variant_id(model, model.default)} if model.is_ready else set()
         loaded = {host.id for host in self._hosts.values() if host.model.id == model.id and host.loaded}
         return tuple(sorted({*own, *loaded, *self._built.get(model.id, ())}))
 

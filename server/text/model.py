@@ -64,6 +64,15 @@ class TextModel:
         return assemble(facts, parse_vocabulary(data), encoder, read_template(path / "chat_template.jinja"))
 
     @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> "TextModel":
+        """From the same files, by name, in memory. Raises OpenError."""
+        data, template = files["tokenizer.json"], files.get("chat_template.jinja")
+        facts = msgspec.json.decode(files["text.json"], type=TextFile)
+        encoder = LocalTokenizer(data.decode("utf-8", "replace"), facts.bos if facts.add_bos else None)
+        source = None if template is None else template.decode("utf-8", "replace")
+        return assemble(facts, parse_vocabulary(data), encoder, source)
+
+    @classmethod
     def from_engine(cls, text: ModelText, tokenize: Encode) -> "TextModel":
         """A model without tokenizer.json: its engine tokenizes. Raises OpenError for a broken template."""
         facts = TextFile(text.bos, text.eos, text.end_ids, text.add_bos)

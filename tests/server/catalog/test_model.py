@@ -93,7 +93,7 @@ def test_a_hub_id_as_source(tmp_path: Path) -> None:
 def test_a_gguf_file_as_source(gguf_f32: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.F32.gguf").symlink_to(gguf_f32 / "model.gguf")
     model = model_from_source("tiny.F32.gguf", tmp_path)
-    assert (model.id, model.variants, model.default, model.is_gguf) == ("tiny.F32", (), "f32", True)
+    assert (model.id, model.variants, model.default, model.is_ready) == ("tiny.F32", (), "f32", True)
     (tmp_path / "cut.gguf").write_bytes((gguf_f32 / "model.gguf").read_bytes()[:1000])
     with pytest.raises(CatalogError, match=r"cut\.gguf"):
         model_from_source("cut.gguf", tmp_path)
