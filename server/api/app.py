@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import JSONResponse
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from quant.store import VariantStore
@@ -17,6 +15,7 @@ from server.api.errors import install_error_handlers
 from server.api.hosts import Hosts
 from server.api.limits import Limited
 from server.api.meters import Metrics
+from server.api.openapi import routes as openapi
 from server.catalog import Catalog
 from server.errors import NotFound
 from server.pool.jobs import Jobs
@@ -32,6 +31,7 @@ ROUTERS = (
     admin.router,
     health.router,
     metrics.router,
+    openapi.router,
 )
 
 
@@ -51,13 +51,13 @@ def create_app(settings: Settings, catalog: Catalog, pool: Pool, jobs: Jobs, sto
         version=health.own_version(),
         lifespan=_lifespan,
         dependencies=[Depends(authenticate)],
-        openapi_url=None,  # FastAPI's own routes would not ask for a key: ours is below
+        openapi_url=None,  # FastAPI's own routes would not ask for a key
         redirect_slashes=False,
     )
     app.state.services = services
+    app.state.routers = ROUTERS
     for router in ROUTERS:
         app.include_router(router)
-    app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
     install_error_handlers(app)
     app.router.default = _unknown_route
     app.add_middleware(Limited, keys=services.keys, settings=settings)
@@ -80,10 +80,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await services.pool.close()
         await services.jobs.close()
-
-
-async def _openapi(request: Request) -> JSONResponse:
-    return JSONResponse(request.app.openapi())
 
 
 async def _unknown_route(scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,6 +25,7 @@ def json_body(model: type[B]) -> Callable[[Request], Awaitable[B]]:
             trace_of(request.scope).headers["x-ignored-params"] = header_value(ignored)
         return body
 
+    read.model = model  # type: ignore[attr-defined]  # for the description of the route
     return read
 
 

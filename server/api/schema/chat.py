@@ -14,6 +14,19 @@ MEDIA_PARTS = ("image_url", "input_audio", "file", "video_url")
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
+class TextPart(Loose):
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Loose):
+    type: Literal["refusal"]
+    refusal: str
+
+
+Part = TextPart | RefusalPart
+
+
 def _text_or_parts(value: Any) -> Any:
     for part in value if isinstance(value, list) else ():
         match part:
@@ -43,7 +56,10 @@ class ToolCall(Loose):
 
 class Message(Loose):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[str | list[Any] | None, BeforeValidator(_text_or_parts)] = None
+    content: Annotated[
+        str | list[Any] | None,
+        BeforeValidator(_text_or_parts, json_schema_input_type=str | list[Part] | None),
+    ] = None
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -85,6 +101,9 @@ class NamedTool(Loose):
     function: NamedFunction
 
 
+ToolWord = Literal["none", "auto", "required"]
+
+
 def _named_tool(value: Any) -> Any:
     if isinstance(value, str) and value not in ("none", "auto", "required"):
         raise ValueError("must be none, auto, required or a named function")
@@ -116,7 +135,10 @@ class ChatRequest(Sampling):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(default_factory=list, max_length=128)]
-    tool_choice: Annotated[str | NamedTool | None, BeforeValidator(_named_tool)] = None
+    tool_choice: Annotated[
+        str | NamedTool | None,
+        BeforeValidator(_named_tool, json_schema_input_type=ToolWord | NamedTool | None),
+    ] = None
     parallel_tool_calls: bool = True
 
     @model_validator(mode="after")

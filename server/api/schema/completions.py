@@ -28,6 +28,18 @@ def as_prompts(value: Any) -> Any:
             raise ValueError("must be a text, a list of token ids, or a list of one kind of these")
 
 
+# As it is written: also one prompt alone, and never a list that mixes kinds.
+PROMPTS = BeforeValidator(
+    as_prompts,
+    json_schema_input_type=str
+    | Annotated[list[TokenId], Field(min_length=1)]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[
+        list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)
+    ],
+)
+
+
 class CompletionRequest(Sampling):
     UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "choice": (),
@@ -38,7 +50,7 @@ class CompletionRequest(Sampling):
         "suffix": ("",),
     }
 
-    prompt: Annotated[list[Prompt], BeforeValidator(as_prompts), Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: Annotated[list[Prompt], PROMPTS, Field(min_length=1, max_length=MAX_PROMPTS)]
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT64)] = DEFAULT_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool = False

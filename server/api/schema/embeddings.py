@@ -3,15 +3,15 @@
 from typing import Annotated, Literal
 
 from msgspec import Struct
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from server.api.schema.base import Body
-from server.api.schema.completions import MAX_PROMPTS, Prompt, as_prompts
+from server.api.schema.completions import MAX_PROMPTS, PROMPTS, Prompt
 
 
 class EmbeddingRequest(Body):
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    input: Annotated[list[Prompt], BeforeValidator(as_prompts), Field(min_length=1, max_length=MAX_PROMPTS)]
+    input: Annotated[list[Prompt], PROMPTS, Field(min_length=1, max_length=MAX_PROMPTS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
 

@@ -11,6 +11,7 @@ MAX_STOP_CHARS = 1000  # text that might be the start of a stop string is held b
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[list[StopText], Field(max_length=4)]
 
 
 def _as_list(value: Any) -> Any:
@@ -37,7 +38,11 @@ class Sampling(Body):
         Field(default_factory=dict, max_length=1024),
     ]
     n: Annotated[int, Field(ge=1, le=16)] = 1
-    stop: Annotated[list[StopText], BeforeValidator(_as_list), Field(default_factory=list, max_length=4)]
+    stop: Annotated[
+        list[StopText],
+        BeforeValidator(_as_list, json_schema_input_type=StopText | Stops),
+        Field(default_factory=list, max_length=4),
+    ]
     stop_token_ids: Annotated[list[TokenId], Field(default_factory=list, max_length=64)]
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -64,7 +64,7 @@ async def test_only_json_is_taken(http: httpx.AsyncClient, path: str, kind: str)
         ("GET", "/v1/models/toy:nonsense", 404, "model_not_found"),
         ("GET", "/quantize/none", 404, "job_not_found"),
         ("DELETE", "/quantize/none", 404, "job_not_found"),
-        ("GET", "/docs", 404, "not_found"),
+        ("GET", "/redoc", 404, "not_found"),
     ],
 )
 async def test_wrong_routes_have_the_shape_too(

@@ -1,0 +1,164 @@
+"""OpenAPI 3.1, made from the routes, their request models, the answers' structs and the table."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from msgspec import Struct
+
+from server.api.auth import OPEN_PATHS
+from server.api.errors import ErrorBody
+from server.api.openapi.table import EVERYWHERE, OPERATIONS, WITH_BODY, Answer, Operation
+from server.api.schema.base import Body
+
+Json = dict[str, Any]
+
+REFS = "#/components/schemas/{name}"
+ABOUT = (
+    "An OpenAI-compatible server that quantizes, measures and serves language models. Parameters that nobody "
+    "defines are named in X-Ignored-Params; null stands for a parameter's default."
+)
+HEADERS: Mapping[str, str] = {
+    "X-Request-Id": "the client's, or a new one",
+    "X-Variant": "the variant that answered",
+    "X-Ignored-Params": "parameters that had no effect",
+    "Retry-After": "seconds to wait before trying again",
+}
+
+
+def document(app: FastAPI, *, keys: bool) -> Json:
+    """`keys`: whether requests have to carry one."""
+    routes = sorted(api_routes(app), key=lambda route: (route.tags, route.path_format))
+    paths: Json = {}
+    schemas = _answer_schemas()
+    for route in routes:
+        for method in sorted(route.methods or ()):
+            entry = _operation(route, OPERATIONS[method, route.path_format], schemas)
+            if keys and route.path_format not in OPEN_PATHS:
+                entry["security"] = [{"key": []}]
+            paths.setdefault(route.path_format, {})[method.lower()] = entry
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "quantserve", "version": app.version, "description": ABOUT},
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(schemas.items())),
+            "headers": {name: _header(text) for name, text in HEADERS.items()},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _header(text: str) -> Json:
+    return {"description": text, "schema": {"type": "string"}}
+
+
+def api_routes(app: FastAPI) -> Iterator[APIRoute]:
+    """All of them, of the routers that `create_app` put together."""
+    routers: tuple[APIRouter, ...] = app.state.routers
+    return (route for router in routers for route in router.routes if isinstance(route, APIRoute))
+
+
+def body_of(route: APIRoute) -> type[Body] | None:
+    """The request model that `json_body` was made for."""
+    for dependency in route.dependant.dependencies:
+        model = getattr(dependency.call, "model", None)
+        if model is not None:
+            found: type[Body] = model
+            return found
+    return None
+
+
+def _operation(route: APIRoute, table: Operation, schemas: Json) -> Json:
+    body = body_of(route)
+    entry: Json = {
+        "summary": table.summary,
+        "operationId": route.name,
+        "tags": route.tags or ["operations"],
+        "responses": dict(_responses(table, body is not None)),
+    }
+    if parameters := [_path_parameter(name) for name in route.param_convertors]:
+        entry["parameters"] = parameters
+    if body is not None:
+        content: Json = {"schema": _request_schema(body, schemas)}
+        if table.example is not None:
+            content["example"] = table.example
+        entry["requestBody"] = {"required": True, "content": {"application/json": content}}
+    return entry
+
+
+def _path_parameter(name: str) -> Json:
+    schema = {"type": "string", "minLength": 1}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _responses(table: Operation, has_body: bool) -> Iterator[tuple[str, Json]]:
+    """Whole answers, and every error that the route can give."""
+    headers = ["X-Request-Id", "X-Variant", "X-Ignored-Params"] if has_body else ["X-Request-Id"]
+    good = _response(table.status, table.answer, headers)
+    if table.streams:
+        text = "server-sent events, a chunk each, then [DONE]"
+        good["content"]["text/event-stream"] = {"schema": {"type": "string", "description": text}}
+    yield str(table.status), good
+    for status, answer in table.also.items():
+        yield str(status), _response(status, answer, headers)
+    errors = {*EVERYWHERE, *table.errors, *(WITH_BODY if has_body else ())} - table.also.keys()
+    for status in sorted(errors):
+        waits = ["Retry-After"] if status in (429, 503) else []
+        yield str(status), _response(status, ErrorBody, ["X-Request-Id", *waits])
+
+
+def _response(status: int, answer: Answer, headers: Iterable[str]) -> Json:
+    if isinstance(answer, str):
+        schema: Json = {"type": "object"} if answer == "application/json" else {"type": "string"}
+        content: Json = {answer: {"schema": schema}}
+    else:
+        content = {"application/json": {"schema": {"$ref": REFS.format(name=answer.__name__)}}}
+    return {
+        "description": HTTPStatus(status).phrase,
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
+        "content": content,
+    }
+
+
+def _answer_schemas() -> Json:
+    every: set[type[Struct]] = {ErrorBody}
+    for table in OPERATIONS.values():
+        every |= {answer for answer in (table.answer, *table.also.values()) if not isinstance(answer, str)}
+    _, schemas = msgspec.json.schema_components(
+        sorted(every, key=lambda struct: struct.__name__), ref_template="#/components/schemas/{name}"
+    )
+    return dict(schemas)
+
+
+def _request_schema(model: type[Body], schemas: Json) -> Json:
+    """A reference; the schema, and those that it refers to, are added to `schemas`."""
+    schema, parts = _pydantic(model)
+    schemas.update(parts)
+    schemas[model.__name__] = schema
+    return {"$ref": REFS.format(name=model.__name__)}
+
+
+@cache
+def _pydantic(model: type[Body]) -> tuple[Json, Json]:
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts: Json = schema.pop("$defs", {})
+    required = schema.get("required", ())
+    for name, part in schema["properties"].items():
+        part.pop("title", None)
+        if name not in required:
+            schema["properties"][name] = _nullable(part)
+    return schema, parts
+
+
+def _nullable(schema: Json) -> Json:
+    """As `schema`, or null, which stands for the default."""
+    if any(option == {"type": "null"} for option in schema.get("anyOf", ())):
+        return schema
+    outer: Json = {key: schema[key] for key in ("default", "description") if key in schema}
+    inner = {key: value for key, value in schema.items() if key not in outer}
+    return {"anyOf": [inner, {"type": "null"}], **outer}

@@ -1,0 +1,92 @@
+"""What the routes themselves do not say: answers, examples, errors. A test compares it with the routes."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from msgspec import Struct
+
+from server.api.admin import JobList
+from server.api.health import Alive, Readiness, Version
+from server.api.models import ModelCard, ModelList
+from server.api.schema.answers import ChatCompletion, Completion
+from server.api.schema.embeddings import EmbeddingList
+from server.api.tokens import Detokenized, Tokenized
+from server.pool.records import Job
+
+Answer = type[Struct] | str  # a JSON shape, or another media type
+
+EVERYWHERE = (400, 401, 404, 405, 431, 500)
+WITH_BODY = (408, 413, 415, 429)
+OF_MODELS = (503,)
+OF_BUILDS = (403, 409, 503, 507)
+
+HELLO = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    summary: str
+    answer: Answer
+    status: int = 200
+    also: Mapping[int, Answer] = {}  # answers with another status that are no errors
+    streams: bool = False
+    errors: tuple[int, ...] = ()
+    example: dict[str, Any] | None = None
+
+
+OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
+    {
+        ("POST", "/v1/chat/completions"): Operation(
+            summary="The next message of a conversation",
+            answer=ChatCompletion,
+            streams=True,
+            errors=OF_MODELS,
+            example={"model": "tiny-chat", "messages": HELLO, "max_tokens": 32},
+        ),
+        ("POST", "/v1/completions"): Operation(
+            summary="What follows a text",
+            answer=Completion,
+            streams=True,
+            errors=OF_MODELS,
+            example={"model": "tiny-chat", "prompt": "Once upon a time", "max_tokens": 16},
+        ),
+        ("POST", "/v1/embeddings"): Operation(
+            summary="Texts as vectors",
+            answer=EmbeddingList,
+            errors=OF_MODELS,
+            example={"model": "tiny-chat", "input": "Paris is in France"},
+        ),
+        ("GET", "/v1/models"): Operation(summary="All models", answer=ModelList),
+        ("GET", "/v1/models/{name}"): Operation(summary="One model, alias or variant", answer=ModelCard),
+        ("POST", "/tokenize"): Operation(
+            summary="A text as a model's tokens",
+            answer=Tokenized,
+            errors=OF_MODELS,
+            example={"model": "tiny-chat", "content": "Hello"},
+        ),
+        ("POST", "/detokenize"): Operation(
+            summary="Tokens as text",
+            answer=Detokenized,
+            errors=OF_MODELS,
+            example={"model": "tiny-chat", "tokens": [1, 2]},
+        ),
+        ("POST", "/quantize"): Operation(
+            summary="Build a variant",
+            answer=Job,
+            status=202,
+            errors=OF_BUILDS,
+            example={"model": "tiny-chat", "recipe": "q6_k"},
+        ),
+        ("GET", "/quantize"): Operation(summary="All jobs", answer=JobList, errors=(403,)),
+        ("GET", "/quantize/{job}"): Operation(summary="One job", answer=Job, errors=(403,)),
+        ("DELETE", "/quantize/{job}"): Operation(summary="Stop a job", answer=Job, errors=(403, 409)),
+        ("GET", "/health"): Operation(summary="Whether the process lives", answer=Alive),
+        ("GET", "/ready"): Operation(
+            summary="Whether every preloaded model can answer", answer=Readiness, also={503: Readiness}
+        ),
+        ("GET", "/version"): Operation(summary="The server's version", answer=Version),
+        ("GET", "/metrics"): Operation(summary="Gauges and counters for Prometheus", answer="text/plain"),
+        ("GET", "/openapi.json"): Operation(summary="This description", answer="application/json"),
+        ("GET", "/docs"): Operation(summary="This description as a page", answer="text/html"),
+    }
+)
