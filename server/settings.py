@@ -53,6 +53,7 @@ class Settings:
     body_wait_s: float = 30.0  # from the head of a request to the end of its body
     queue_limit: int = 256  # requests that may wait for one engine
     default_context: int = 4096  # tokens, for models that name no context
+    lark_grammars: bool = False  # take grammars from requests, besides schemas, expressions and choices
     cache_max_bytes: int | None = None  # None: what the disk holds
 
 
@@ -161,6 +162,7 @@ READERS: Mapping[str, Reader] = {
     "body_wait_s": _seconds,
     "queue_limit": _whole(1, 1_000_000),
     "default_context": _whole(16, 16_777_216),
+    "lark_grammars": _flag,
     "cache_max_bytes": _bytes,
 }
 VARIABLES = {name: PREFIX + name.removesuffix("_s").upper() for name in READERS} | {

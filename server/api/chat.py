@@ -4,17 +4,19 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from msgspec import UNSET
 
 from server.api.auth import salt_of
 from server.api.body import json_body
 from server.api.chunks import ChatChunks, Envelope, Head
+from server.api.conversation import plan_chat
 from server.api.deps import Using
 from server.api.door import answer_stream, answer_whole, fingerprint, new_id, now
-from server.api.generate import Answer, Begun, Plan, Prompt, Whole, sampling_params
+from server.api.generate import Begun
 from server.api.logprobs import chat_logprobs
-from server.api.schema.answers import AnswerMessage, ChatChoice, ChatCompletion
+from server.api.schema.answers import AnswerCall, AnswerMessage, CalledFunction, ChatChoice, ChatCompletion
 from server.api.schema.chat import ChatRequest
-from server.pool.states import Lease
+from server.api.whole import Answer, Whole
 
 router = APIRouter(tags=["inference"])
 
@@ -26,26 +28,11 @@ async def chat(
     services: Using,
 ) -> Response:
     id, created = new_id("chatcmpl"), now()
-    plan = partial(_plan, body, id, salt_of(request))
+    grammar = body.grammar(allows_lark=services.settings.lark_grammars)
+    plan = partial(plan_chat, body, id, salt_of(request), grammar)
     if body.stream:
         return await answer_stream(request, services, body, plan, partial(_chunks, body, id, created))
     return await answer_whole(request, services, body, plan, partial(_completion, body, id, created))
-
-
-async def _plan(body: ChatRequest, id: str, salt: str, lease: Lease) -> Plan:
-    """Tools are not shown to the model: it may not call them (`tool_choice` is "none")."""
-    text = lease.text
-    prompt = await text.encode_chat([message.fields for message in body.messages])
-    return Plan(
-        id=id,
-        prompts=(Prompt(tokens=tuple(prompt)),),
-        params=sampling_params(body, text.sampling, max_tokens=body.answer_limit, logprobs=body.scored),
-        candidates=body.n,
-        stops=(*body.stop, *text.default_stops),
-        priority=body.priority,
-        salt=salt,
-        prompt_field="messages",
-    )
 
 
 def _chunks(body: ChatRequest, id: str, created: int, begun: Begun) -> ChatChunks:
@@ -74,7 +61,19 @@ def _completion(body: ChatRequest, id: str, created: int, whole: Whole) -> ChatC
 def _choice(body: ChatRequest, begun: Begun, index: int, answer: Answer) -> ChatChoice:
     return ChatChoice(
         index=index,
-        message=AnswerMessage(content=answer.text),
+        message=_message(answer),
         logprobs=chat_logprobs(answer.scored, begun.vocabulary) if body.logprobs else None,
         finish_reason=answer.finish,
+    )
+
+
+def _message(answer: Answer) -> AnswerMessage:
+    calls = [
+        AnswerCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+        for call in answer.calls
+    ]
+    return AnswerMessage(
+        content=answer.text or None if calls else answer.text,
+        reasoning_content=answer.reasoning or UNSET,
+        tool_calls=calls or UNSET,
     )

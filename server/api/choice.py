@@ -1,11 +1,16 @@
 """One answer as it grows: tokens in, text out, up to its end or a stop string. No I/O."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from server.errors import EngineFailed
+from server.text.answer import AnswerReader
+from server.text.calls import CallDelta
 from server.text.detokenize import Detokenizer
 from server.text.stops import StopMatcher
 from server.types import FinishReason, TokenLogprobs, Tokens
+
+Finish = FinishReason | Literal["tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +27,16 @@ class Delta:
     index: int
     text: str
     scored: tuple[Scored, ...] = ()  # tokens of `text`, where logprobs were asked for
-    finish: FinishReason | None = None
+    finish: Finish | None = None
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
+
+
+def understood(delta: Delta, reader: AnswerReader) -> Delta:
+    """The delta with thoughts and calls taken out of its text."""
+    parts = reader.push(delta.text, last=delta.finish is not None)
+    finish: Finish | None = "tool_calls" if delta.finish == "stop" and reader.called else delta.finish
+    return replace(delta, text=parts.text, reasoning=parts.reasoning, calls=parts.calls, finish=finish)
 
 
 class Choice:
@@ -40,7 +54,8 @@ class Choice:
         """Raises EngineFailed where the engine gave the request up."""
         if event.finish == "abort":
             raise EngineFailed("the engine gave this request up")
-        shown = event.tokens[:-1] if event.finish == "stop" else event.tokens
+        ends = event.finish == "stop" and not event.complete
+        shown = event.tokens[:-1] if ends else event.tokens
         if self._stops is None and event.logprobs is None:
             self.tokens += len(event.tokens)
             text = self._detokenizer.push(shown)

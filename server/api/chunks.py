@@ -9,6 +9,7 @@ from server.api.choice import Delta, Scored
 from server.api.generate import Begun, Part, Tally
 from server.api.logprobs import chat_logprobs, completion_logprobs
 from server.api.sse import frame, safe_lines
+from server.text.calls import CallDelta
 from server.text.vocabulary import Vocabulary
 
 _json = msgspec.json.encode
@@ -66,9 +67,15 @@ class ChatChunks:
         if delta.index not in self._begun:
             self._begun.add(delta.index)
             out = self._choice(delta.index, b'{"role":"assistant","content":"","refusal":null}')
+        if delta.reasoning:
+            thoughts = b'{"reasoning_content":' + safe_lines(_json(delta.reasoning)) + b"}"
+            out += self._choice(delta.index, thoughts)
         if delta.text or delta.scored:
             content = b'{"content":' + safe_lines(_json(delta.text)) + b"}"
             out += self._choice(delta.index, content, self._logprobs(delta.scored))
+        for call in delta.calls:
+            calls = b'{"tool_calls":[' + safe_lines(_json(_call(call))) + b"]}"
+            out += self._choice(delta.index, calls)
         if delta.finish:
             out += self._choice(delta.index, b"{}", finish=_json(delta.finish))
         return out
@@ -80,6 +87,14 @@ class ChatChunks:
 
     def _logprobs(self, scored: tuple[Scored, ...]) -> bytes:
         return safe_lines(_json(chat_logprobs(scored, self._vocabulary))) if scored else b"null"
+
+
+def _call(delta: CallDelta) -> dict[str, object]:
+    """Its id and name come once, with the first of its arguments."""
+    if delta.name is None:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    function = {"name": delta.name, "arguments": delta.arguments}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
 
 
 class CompletionChunks:

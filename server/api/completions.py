@@ -13,20 +13,21 @@ from server.api.chunks import CompletionChunks, Envelope, Head
 from server.api.deps import Using
 from server.api.door import answer_stream, answer_whole, fingerprint, new_id, now
 from server.api.generate import (
-    Answer,
     Begun,
     Plan,
     Prompt,
-    Whole,
     check_tokens,
     sampling_params,
 )
 from server.api.logprobs import completion_logprobs
 from server.api.schema.answers import Completion, CompletionChoice
 from server.api.schema.completions import CompletionRequest
+from server.api.whole import Answer, Whole
 from server.pool.states import Lease
 from server.text.detokenize import detokenize
+from server.text.infill import infill_prompt
 from server.text.model import TextModel
+from server.types import Grammar
 
 router = APIRouter(tags=["inference"])
 
@@ -38,15 +39,16 @@ async def completions(
     services: Using,
 ) -> Response:
     id, created = new_id("cmpl"), now()
-    plan = partial(_plan, body, id, salt_of(request))
+    grammar = body.grammar(allows_lark=services.settings.lark_grammars)
+    plan = partial(_plan, body, id, salt_of(request), grammar)
     if body.stream:
         return await answer_stream(request, services, body, plan, partial(_chunks, body, id, created))
     return await answer_whole(request, services, body, plan, partial(_completion, body, id, created))
 
 
-async def _plan(body: CompletionRequest, id: str, salt: str, lease: Lease) -> Plan:
+async def _plan(body: CompletionRequest, id: str, salt: str, grammar: Grammar | None, lease: Lease) -> Plan:
     text = lease.text
-    prompts = await asyncio.gather(*(_prompt(prompt, body.echo, text) for prompt in body.prompt))
+    prompts = await asyncio.gather(*(_prompt(prompt, body, text) for prompt in body.prompt))
     return Plan(
         id=id,
         prompts=tuple(prompts),
@@ -61,11 +63,17 @@ async def _plan(body: CompletionRequest, id: str, salt: str, lease: Lease) -> Pl
         stops=tuple(body.stop),
         priority=body.priority,
         salt=salt,
+        grammar=grammar,
     )
 
 
-async def _prompt(prompt: str | list[int], echo: bool, text: TextModel) -> Prompt:
+async def _prompt(prompt: str | list[int], body: CompletionRequest, text: TextModel) -> Prompt:
     """A text is echoed as it was sent, tokens as what they spell."""
+    echo = body.echo
+    if body.suffix:
+        if not isinstance(prompt, str):
+            check_tokens(prompt, text, "prompt")
+        return Prompt(tokens=tuple(await infill_prompt(prompt, body.suffix, text)))
     if isinstance(prompt, str):
         tokens = await text.encode(prompt, add_special=True, parse_special=True)
         return Prompt(tokens=tuple(tokens), echo=prompt if echo else None)

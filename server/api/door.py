@@ -11,10 +11,11 @@ from fastapi import Request, Response
 from server.api.chunks import Chunks
 from server.api.deadline import within
 from server.api.deps import Services, announce
-from server.api.generate import Begun, Part, Planner, Whole, ask, collect
+from server.api.generate import Begun, Part, Planner, ask
 from server.api.leaving import unless_gone
 from server.api.schema.sampling import Sampling
 from server.api.sse import open_stream
+from server.api.whole import Whole, collect
 from server.pool.states import Served
 
 

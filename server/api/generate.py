@@ -7,12 +7,12 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from msgspec.structs import replace as replace_struct
 
-from server.api.choice import Choice, Delta, Scored
+from server.api.choice import Choice, Delta, Scored, understood
 from server.api.deps import Services
 from server.api.leaving import cancelled
 from server.api.meters import Meter
@@ -20,10 +20,11 @@ from server.api.schema.answers import PromptDetails, Usage
 from server.api.schema.sampling import Sampling
 from server.errors import ContextTooLong, EngineDied, Overloaded, RequestError
 from server.pool.states import Lease, Served
+from server.text.answer import AnswerReader
 from server.text.model import Sampling as Recommended
 from server.text.model import TextModel
 from server.text.vocabulary import Vocabulary
-from server.types import FinishReason, Generate, SamplingParams, Tokens
+from server.types import Generate, Grammar, Reasoning, SamplingParams, Tokens
 
 Number = TypeVar("Number", int, float)
 SEED_BITS = 63
@@ -46,6 +47,10 @@ class Plan:
     priority: int = 0
     salt: str = ""
     prompt_field: str = "prompt"  # the parameter to blame for a prompt that is too long
+    grammar: Grammar | None = None
+    reasoning: Reasoning | None = None
+    reader: Callable[[], AnswerReader] | None = None  # of each answer; None: all of it is text
+    shown: frozenset[int] = frozenset()  # control tokens that the reader needs to see
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +79,6 @@ class Tally:
 
 Planner = Callable[[Lease], Awaitable[Plan]]
 Part = Begun | Delta | Tally  # in this order: one Begun, deltas, one Tally
-
-
-@dataclass(slots=True)
-class Answer:
-    text: str = ""
-    scored: list[Scored] = field(default_factory=list)
-    finish: FinishReason | None = None
-
-    @property
-    def mean_logprob(self) -> float:
-        values = [scored.logprobs.logprob for scored in self.scored if scored.logprobs is not None]
-        return sum(values) / len(values) if values else float("-inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A complete answer to a request: `answers[prompt * candidates + candidate]`."""
-
-    begun: Begun
-    answers: list[Answer]
-    tally: Tally
 
 
 def sampling_params(
@@ -176,26 +160,6 @@ async def _attempt(
         yield tally
 
 
-async def collect(parts: AsyncGenerator[Part]) -> Whole:
-    answers: dict[int, Answer] = {}
-    begun: Begun | None = None
-    tally = Tally()
-    async with aclosing(parts):
-        async for part in parts:
-            match part:
-                case Begun():
-                    begun = part
-                case Delta():
-                    answer = answers.setdefault(part.index, Answer())
-                    answer.text += part.text
-                    answer.scored += part.scored
-                    answer.finish = part.finish
-                case Tally():
-                    tally = part
-    assert begun is not None, "a request that ends without an error has begun"
-    return Whole(begun, [answers[index] for index in sorted(answers)], tally)
-
-
 def _requests(plan: Plan, lease: Lease) -> list[Generate]:
     """One for each candidate of each prompt. Raises RequestError."""
     text, context = lease.text, lease.engine.ready.limits.context
@@ -216,6 +180,8 @@ def _requests(plan: Plan, lease: Lease) -> list[Generate]:
             ),
             salt=plan.salt,
             priority=plan.priority,
+            grammar=plan.grammar,
+            reasoning=plan.reasoning,
         )
         for number, prompt in enumerate(plan.prompts)
         for candidate in range(plan.candidates)
@@ -259,7 +225,8 @@ async def _run(
 ) -> AsyncGenerator[Delta]:
     """One answer. Leaving early, at a stop string, aborts the engine's request."""
     number, candidate = divmod(index, plan.candidates)
-    choice = Choice(index, lease.text.detokenizer(begins=False), plan.stops)
+    choice = Choice(index, lease.text.detokenizer(begins=False, shown=plan.shown), plan.stops)
+    reader = None if plan.reader is None else plan.reader()
     first = True
     with meter.sequence() as timer:
         async with aclosing(lease.engine.generate(request)) as events:
@@ -273,6 +240,8 @@ async def _run(
                     first = False
                     tally.cached += 0 if candidate else event.cached_tokens or 0
                     delta = _with_echo(delta, plan.prompts[number], event, lease.text)
+                if reader is not None:
+                    delta = understood(delta, reader)
                 timer.finish = delta.finish
                 yield delta
                 if delta.finish:

@@ -8,9 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.api.choice import Finish
 from server.pool.pool import Pool
 from server.pool.states import Served
-from server.types import FinishReason, Status
+from server.types import Status
 
 LABELS = ("model", "variant", "backend")
 FIRST_TOKEN_S = (
@@ -112,7 +113,7 @@ class Timer:
         self._generated = metrics.generation_tokens.labels(*labels)
         self._metrics, self._labels, self._arrived = metrics, labels, arrived
         self._last: float | None = None
-        self.finish: FinishReason | None = None
+        self.finish: Finish | None = None
 
     def tokens(self, count: int) -> None:
         """So many have arrived together; the time since the last ones is shared among them."""

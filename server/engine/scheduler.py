@@ -232,11 +232,18 @@ class Scheduler:
         if (constraint := sequence.constraint) is not None:
             constraint.take(result.token)
             if constraint.error is not None:
-                self._end(sequence, "abort")
-                return Failed(id=sequence.request.id, code=RequestError.code, message=constraint.error)
+                return self._off_grammar(sequence, constraint.error)
         if finish := sequence.finish_after(result.token):
             return self._final(sequence, finish, (result.token,), logprobs)
         return self._event(sequence, (result.token,), logprobs)
+
+    def _off_grammar(self, sequence: Sequence, error: str) -> Event:
+        grammar = sequence.request.grammar
+        self._end(sequence, "abort")
+        param = None if grammar is None else grammar.param
+        return Failed(
+            id=sequence.request.id, code=RequestError.code, message=f"{param}: {error}", param=param
+        )
 
     def take_ended(self) -> list[int]:
         """Keys of the sequences that ended since the last call."""

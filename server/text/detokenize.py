@@ -16,9 +16,16 @@ class Detokenizer:
     that is completed): then the space that a tokenizer of the SentencePiece kind puts in front is dropped.
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, show_control: bool = False, begins: bool = True) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        show_control: bool = False,
+        begins: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._pieces = vocabulary.pieces
-        self._hidden: frozenset[int] = frozenset() if show_control else vocabulary.control
+        self._hidden: frozenset[int] = frozenset() if show_control else vocabulary.control - shown
         self._decode = Utf8("replace").decode
         self._start: Start = vocabulary.start if begins else "keep"
 

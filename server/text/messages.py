@@ -19,6 +19,7 @@ class Traits:
     text_arguments: bool = False  # arguments of tool calls must be JSON text, not an object
     developer: bool = False  # knows this role
     tools: bool = False  # reads `tools`
+    system: bool = True  # shows system messages
 
 
 def prepare(messages: Sequence[Mapping[str, object]], traits: Traits) -> list[dict[str, Any]]:

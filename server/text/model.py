@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from server.errors import OpenError
+from server.text import reasoning, tools
 from server.text.defaults import default_template
 from server.text.detokenize import Detokenizer
 from server.text.template import MAX_SOURCE, ChatTemplate, Message
@@ -54,6 +55,8 @@ class TextModel:
     context: int | None
     sampling: Sampling
     default_stops: tuple[str, ...]  # end a chat answer besides the client's own
+    marks: reasoning.Marks | None  # around the thoughts of a model that has some
+    tool_format: tools.ToolFormat  # how this model writes calls
 
     @classmethod
     def from_folder(cls, path: Path) -> "TextModel":
@@ -144,9 +147,11 @@ class TextModel:
         has_bos = bos != "" and rendered.startswith(bos)
         return await self.encode(rendered, add_special=not has_bos, parse_special=True)
 
-    def detokenizer(self, *, show_control: bool = False, begins: bool = True) -> Detokenizer:
+    def detokenizer(
+        self, *, show_control: bool = False, begins: bool = True, shown: frozenset[int] = frozenset()
+    ) -> Detokenizer:
         """For one text. `begins`: it is a text of its own (a chat answer), not the rest of a prompt."""
-        return Detokenizer(self.vocabulary, show_control=show_control, begins=begins)
+        return Detokenizer(self.vocabulary, show_control=show_control, begins=begins, shown=shown)
 
 
 def assemble(facts: TextFile, vocabulary: Vocabulary, encoder: Encode, source: str | None) -> TextModel:
@@ -169,6 +174,8 @@ def assemble(facts: TextFile, vocabulary: Vocabulary, encoder: Encode, source: s
         context=facts.context,
         sampling=facts.sampling,
         default_stops=stops,
+        marks=reasoning.marks_of(source, vocabulary),
+        tool_format=tools.format_of(source),
     )
 
 

@@ -95,13 +95,15 @@ class ChatTemplate:
         source = self.source
         plainly = self._shows("qprobe", [{"role": "user", "content": "qprobe"}])
         parts = [{"role": "user", "content": [{"type": "text", "text": "qprobe"}]}]
+        self.variables = undeclared(source)
         as_object = self._attempt(asking({"qname": "qvalue"}))
         printed = "qname" in as_object and "'qname'" not in as_object  # not Python's spelling of a dict
         return Traits(
             parts=not plainly and self._shows("qprobe", parts),
             text_arguments=not printed and self._shows('"qname"', asking('{"qname": "qvalue"}')),
             developer="developer" in source,
-            tools="tools" in undeclared(source),
+            tools="tools" in self.variables,
+            system=self._shows("qprobe", asking_system()),
         )
 
     def _shows(self, word: str, messages: list[dict[str, Any]]) -> bool:
@@ -143,6 +145,10 @@ def undeclared(source: str) -> set[str]:
 def asking(arguments: object) -> list[dict[str, Any]]:
     call = {"id": "probe0000", "type": "function", "function": {"name": "probe", "arguments": arguments}}
     return [{"role": "user", "content": "probe"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
+def asking_system() -> list[dict[str, Any]]:
+    return [{"role": "system", "content": "qprobe"}, {"role": "user", "content": "probe"}]
 
 
 def cut_at_mark(text: str) -> str:

@@ -1,8 +1,8 @@
 """What chat and completions answer: encoded as they stand here, fields in this order."""
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from server.types import FinishReason
+from server.api.choice import Finish
 
 
 class PromptDetails(Struct, frozen=True, kw_only=True):
@@ -34,17 +34,30 @@ class ChatLogprobs(Struct, frozen=True, kw_only=True):
     refusal: None = None
 
 
+class CalledFunction(Struct, frozen=True, kw_only=True):
+    name: str
+    arguments: str
+
+
+class AnswerCall(Struct, frozen=True, kw_only=True):
+    id: str
+    type: str = "function"
+    function: CalledFunction
+
+
 class AnswerMessage(Struct, frozen=True, kw_only=True):
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[AnswerCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True, kw_only=True):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: Finish | None
 
 
 class ChatCompletion(Struct, frozen=True, kw_only=True):
@@ -68,7 +81,7 @@ class CompletionChoice(Struct, frozen=True, kw_only=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: Finish | None
 
 
 class Completion(Struct, frozen=True, kw_only=True):

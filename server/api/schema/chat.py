@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from server.api.schema.base import Loose
-from server.api.schema.sampling import MAX_INT64, Sampling
+from server.api.schema.sampling import MAX_INT64
+from server.api.schema.structured import Structured
 from server.errors import RequestError, UnsupportedParameter
+from server.text.schemas import check_schema, check_size, dump
 
 MAX_MESSAGES = 4096
+MAX_TOOLS_BYTES = 256 << 10
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 MEDIA_PARTS = ("image_url", "input_audio", "file", "video_url")
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -81,10 +85,15 @@ class Message(Loose):
 
 
 class Function(Loose):
-    name: Name
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: Annotated[bool | None, Field(description="calls that are forced are strict in any case")] = None
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        fields = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class Tool(Loose):
@@ -110,21 +119,15 @@ def _named_tool(value: Any) -> Any:
     return value
 
 
-class ChatRequest(Sampling):
+class ChatRequest(Structured):
     UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "audio": (),
         "chat_template": (),
-        "choice": (),
-        "continue_final_message": (False,),
         "function_call": ("none",),
         "functions": ([],),
-        "lark": (),
         "modalities": (["text"],),
         "prediction": (),
         "prompt_logprobs": (),
-        "reasoning_effort": (),
-        "regex": (),
-        "response_format": ({"type": "text"},),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
@@ -140,6 +143,21 @@ class ChatRequest(Sampling):
         BeforeValidator(_named_tool, json_schema_input_type=ToolWord | NamedTool | None),
     ] = None
     parallel_tool_calls: bool = True
+    continue_final_message: Annotated[
+        bool, Field(description="the answer goes on where the last message ends")
+    ] = False
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(default_factory=dict, max_length=64)]
+    reasoning_effort: Effort | None = None
+    reasoning_budget: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_INT64,
+            validation_alias=AliasChoices("reasoning_budget", "thinking_token_budget", "thinking_budget"),
+            description="tokens of thought after which the closing mark is forced",
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> "ChatRequest":
@@ -147,13 +165,58 @@ class ChatRequest(Sampling):
             raise ValueError("top_logprobs: only allowed with logprobs: true")
         return self
 
+    @model_validator(mode="after")
+    def _begins_somewhere(self) -> "ChatRequest":
+        if not self.continue_final_message:
+            return self
+        if self.add_generation_prompt:
+            raise ValueError("add_generation_prompt: must be false with continue_final_message: true")
+        if not self.messages[-1].content:
+            raise ValueError("continue_final_message: the last message must have a text to go on with")
+        return self
+
     def refuse_unsupported(self) -> None:
         super().refuse_unsupported()
-        choice = self.tool_choice or ("auto" if self.tools else "none")
-        if not self.tools and choice not in ("none", "auto"):
+        if not self.tools and self.tool_choice not in (None, "none", "auto"):
             raise RequestError("tool_choice: needs tools", param="tool_choice")
-        if self.tools and choice != "none":
-            raise UnsupportedParameter("tools: only supported with tool_choice none", param="tools")
+        self._check_tools()
+
+    def _check_tools(self) -> None:
+        """Raises RequestError."""
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise RequestError("tools: each function needs a name of its own", param="tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise RequestError("tool_choice: there is no such function in tools", param="tool_choice")
+        try:
+            check_size(dump(self.offered), "tools", MAX_TOOLS_BYTES)
+        except RecursionError:
+            raise RequestError("tools: are nested too deeply", param="tools") from None
+        for tool in self.tools:
+            if tool.function.parameters is not None:
+                check_schema(tool.function.parameters, "tools")
+                if tool.function.parameters.get("type", "object") != "object":
+                    raise RequestError("tools: parameters must be of type object", param="tools")
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """Functions that the model is told of: none where it may call none, one where it must call that."""
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        if self.tool_choice == "none":
+            return []
+        return [
+            {"type": "function", "function": tool.function.shown}
+            for tool in self.tools
+            if named in (None, tool.function.name)
+        ]
+
+    @property
+    def forces_call(self) -> bool:
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def many_calls(self) -> bool:
+        return self.parallel_tool_calls and not isinstance(self.tool_choice, NamedTool)
 
     @property
     def answer_limit(self) -> int | None:

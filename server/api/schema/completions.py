@@ -5,7 +5,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from server.api.schema.sampling import MAX_INT64, Sampling, TokenId
+from server.api.schema.sampling import MAX_INT64, TokenId
+from server.api.schema.structured import Structured
 
 MAX_PROMPTS = 256
 DEFAULT_TOKENS = 16  # OpenAI's, for this route
@@ -40,26 +41,24 @@ PROMPTS = BeforeValidator(
 )
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(Structured):
     UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "choice": (),
-        "lark": (),
         "prompt_logprobs": (),
-        "regex": (),
-        "response_format": ({"type": "text"},),
-        "suffix": ("",),
     }
 
     prompt: Annotated[list[Prompt], PROMPTS, Field(min_length=1, max_length=MAX_PROMPTS)]
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT64)] = DEFAULT_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool = False
+    suffix: Annotated[str | None, Field(description="the answer fills in what stands before it")] = None
     best_of: Annotated[int, Field(ge=1, le=16)] | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of < self.n:
             raise ValueError("best_of: must be at least n")
+        if self.suffix and self.echo:
+            raise ValueError("echo: not possible with suffix")
         if self.stream and self.candidates > self.n:
             raise ValueError("best_of: must equal n with stream: true")
         return self

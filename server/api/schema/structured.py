@@ -1,0 +1,132 @@
+"""What an answer must be: the ways to ask for it, and what they come to."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field
+
+from server.api.schema.base import Loose
+from server.api.schema.sampling import Sampling
+from server.errors import RequestError, UnsupportedParameter
+from server.text.schemas import MAX_ENUM, check_expression, check_schema, check_size, settled
+from server.types import Grammar
+
+Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_ENUM)]
+
+
+def _parsed(value: Any) -> Any:
+    """A schema may come as JSON in a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError("must be a JSON schema") from None
+
+
+Schema = Annotated[dict[str, Any], BeforeValidator(_parsed)]
+
+
+class NamedSchema(Loose):
+    name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    description: str | None = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    strict: Annotated[bool | None, Field(description="schemas are enforced in any case")] = None
+
+
+class ResponseFormat(Loose):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
+class StructuredOutputs(Loose):
+    """One of these, under vLLM's names."""
+
+    json_: Annotated[Schema | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: Annotated[str | None, Field(description="Lark, as llguidance reads it")] = None
+    json_object: bool | None = None
+
+
+class Structured(Sampling):
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: Annotated[
+        str | None, Field(validation_alias=AliasChoices("guided_regex", "regex"), min_length=1)
+    ] = None
+    guided_choice: Annotated[
+        Choices | None, Field(validation_alias=AliasChoices("guided_choice", "choice"))
+    ] = None
+    guided_grammar: Annotated[
+        str | None, Field(validation_alias=AliasChoices("guided_grammar", "lark"), min_length=1)
+    ] = None
+
+    def grammar(self, *, allows_lark: bool) -> Grammar | None:
+        """What the answer must be; None: anything. Raises RequestError."""
+        found = [*self._formats(), *self._guided()]
+        if len(found) > 1:
+            names = " and ".join(grammar.param for grammar in found[:2])
+            raise RequestError(f"{names}: only one of them may bound the answer", param=found[1].param)
+        if found and found[0].kind == "lark" and not allows_lark:
+            param = found[0].param
+            raise UnsupportedParameter(f"{param}: grammars are switched off on this server", param=param)
+        return found[0] if found else None
+
+    def _formats(self) -> list[Grammar]:
+        if self.response_format is None or self.response_format.type == "text":
+            return []
+        if self.response_format.type == "json_object":
+            return [any_object("response_format")]
+        named = self.response_format.json_schema
+        if named is None or named.schema_ is None:
+            raise RequestError(
+                "response_format: type json_schema needs json_schema.schema", param="response_format"
+            )
+        return [of_schema(named.schema_, "response_format")]
+
+    def _guided(self) -> list[Grammar]:
+        outputs = self.structured_outputs or StructuredOutputs()
+        param = "structured_outputs"
+        found = [
+            of_kind("json", outputs.json_, param),
+            of_kind("regex", outputs.regex, param),
+            of_kind("choice", outputs.choice, param),
+            of_kind("grammar", outputs.grammar, param),
+            any_object(param) if outputs.json_object else None,
+            of_kind("json", self.guided_json, "guided_json"),
+            of_kind("regex", self.guided_regex, "guided_regex"),
+            of_kind("choice", self.guided_choice, "guided_choice"),
+            of_kind("grammar", self.guided_grammar, "guided_grammar"),
+        ]
+        return [grammar for grammar in found if grammar is not None]
+
+
+def of_kind(kind: Literal["json", "regex", "choice", "grammar"], value: Any, param: str) -> Grammar | None:
+    """Raises RequestError for one beyond the bounds."""
+    if value is None:
+        return None
+    match kind:
+        case "json":
+            return of_schema(value, param)
+        case "choice":
+            text = json.dumps(value, ensure_ascii=False)
+            check_size(text, param)
+            return Grammar(kind="choice", text=text, param=param)
+        case "regex":
+            check_expression(value, param)
+            return Grammar(kind="regex", text=value, param=param)
+        case "grammar":
+            check_expression(value, param)
+            return Grammar(kind="lark", text=value, param=param)
+
+
+def of_schema(schema: Mapping[str, Any], param: str) -> Grammar:
+    check_schema(dict(schema), param)
+    return Grammar(kind="json_schema", text=settled(dict(schema)), param=param)
+
+
+def any_object(param: str) -> Grammar:
+    return Grammar(kind="json_schema", text='{"type":"object"}', param=param)

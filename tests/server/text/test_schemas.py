@@ -1,0 +1,138 @@
+"""What is asked of an answer, before anything is compiled."""
+
+import json
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from server.errors import RequestError
+from server.text.schemas import check_expression, check_schema, settled
+
+
+def nested(depth: int, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    schema = {"type": "integer"} if schema is None else schema
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+BEYOND: dict[str, tuple[dict[str, Any], str]] = {
+    "deep": (nested(32), "32 deep"),
+    "deeper": (nested(400), "deep"),
+    "deep lists": ({"anyOf": [nested(20, {"items": nested(20)})]}, "32 deep"),
+    "deep data": ({"const": json.loads("[" * 900 + "]" * 900)}, ""),
+    "large": ({"description": "x" * 70_000}, "65536 bytes"),
+    "wide": ({"properties": {f"p{i}": {} for i in range(501)}}, "500"),
+    "many definitions": ({"$defs": {f"p{i}": {} for i in range(501)}}, "500"),
+    "long enum": ({"enum": list(range(1001))}, "1000"),
+    "items": ({"type": "array", "minItems": 1001}, "1000"),
+    "length": ({"type": "string", "maxLength": 10**9}, "65536"),
+    "properties": ({"type": "object", "minProperties": 5}, "minProperties"),
+    "multiple": ({"type": "integer", "multipleOf": 123456789}, "multipleOf"),
+    "fine multiple": ({"type": "number", "multipleOf": 0.000001234567}, "multipleOf"),
+    "groups": ({"pattern": "(" * 33 + ")" * 33}, "32 deep"),
+    "names of groups": ({"patternProperties": {"(" * 33 + ")" * 33: {}}}, "32 deep"),
+    "repeats": ({"items": {"pattern": "a{1001}"}}, "1000 repeats"),
+    "address": ({"$ref": "http://127.0.0.1:1/x"}, "$ref"),
+    "file": ({"properties": {"a": {"$ref": "other.json#/x"}}}, "$ref"),
+    "obsolete": ({"type": "integer", "divisibleBy": 3}, "divisibleBy"),
+}
+
+
+@pytest.mark.parametrize(("schema", "word"), BEYOND.values(), ids=BEYOND)
+def test_what_is_beyond_the_bounds_is_refused_with_the_bound(schema: dict[str, Any], word: str) -> None:
+    if word:
+        with pytest.raises(RequestError, match="response_format: ") as caught:
+            check_schema(schema, "response_format")
+        assert word in str(caught.value)
+        assert caught.value.param == "response_format"
+    else:
+        check_schema(schema, "response_format")  # data: for the compiler to judge
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        nested(31),
+        {"properties": {"enum": {"type": "string"}, "pattern": {"enum": [1]}, "$ref": {"type": "null"}}},
+        {"type": "object", "required": ["a", "b"], "minProperties": 3},
+        {"type": "integer", "multipleOf": 10_000},
+        {"const": {"$ref": "http://data"}},
+    ],
+)
+def test_what_is_within_them_is_taken(schema: dict[str, Any]) -> None:
+    check_schema(schema, "response_format")
+
+
+@pytest.mark.parametrize(
+    ("expression", "word"),
+    [("(" * 33, "32 deep"), ("[" * 33, "32 deep"), ("a{2,1001}", "repeats"), ("x" * 65537, "bytes")],
+)
+def test_expressions_have_bounds(expression: str, word: str) -> None:
+    with pytest.raises(RequestError, match=word):
+        check_expression(expression, "guided_regex")
+
+
+def test_escaped_brackets_do_not_nest() -> None:
+    check_expression(r"\(" * 500 + "[a-z]{1,1000}", "guided_regex")
+
+
+def test_objects_that_name_properties_hold_nothing_else() -> None:
+    schema = {"type": "object", "properties": {"a": {"properties": {"b": {}}}, "c": {"type": "object"}}}
+    compiled = json.loads(settled(schema))
+    assert compiled["additionalProperties"] is False
+    assert compiled["properties"]["a"]["additionalProperties"] is False
+    assert "additionalProperties" not in compiled["properties"]["c"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {}}, "additionalProperties": {"type": "integer"}},
+        {"properties": {"a": {}}, "required": ["b"]},
+        {"properties": {"a": {}}, "patternProperties": {"^x": {}}},
+        {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+        {"properties": {"a": {}}, "anyOf": [{"required": ["b"], "properties": {"b": {}}}]},
+        {"enum": [{"properties": {"a": 1}}]},
+    ],
+)
+def test_but_what_says_otherwise_stays_as_it_is(schema: dict[str, Any]) -> None:
+    assert json.loads(settled(schema)) == schema
+
+
+def test_what_is_settled_is_still_a_schema() -> None:
+    Draft202012Validator.check_schema(
+        json.loads(settled({"uniqueItems": False, "properties": {"uniqueItems": {}}}))
+    )
+    assert json.loads(settled({"uniqueItems": False, "items": {"uniqueItems": True}})) == {
+        "items": {"uniqueItems": True}
+    }
+
+
+NODE: dict[str, Any] = {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "finite"),
+    [
+        (NODE, True),
+        (NODE | {"required": ["v"]}, True),
+        (NODE | {"required": ["next"]}, False),
+        ({"$ref": "#"}, False),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, False),
+        ({"anyOf": [{"type": "null"}, {"$ref": "#"}]}, True),
+        ({"allOf": [{"$ref": "#"}]}, False),
+        ({"type": "array", "items": {"$ref": "#"}}, True),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, False),
+        ({"type": "array", "prefixItems": [{"type": "null"}], "items": {"$ref": "#"}, "minItems": 1}, True),
+        ({"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": {"type": "integer"}}}, True),
+        ({"$ref": "#/$defs/d0", "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(99)}}, True),
+    ],
+)
+def test_a_schema_without_a_finite_value_is_refused(schema: dict[str, Any], finite: bool) -> None:
+    if finite:
+        check_schema(schema, "guided_json")
+    else:
+        with pytest.raises(RequestError, match="circle"):
+            check_schema(schema, "guided_json")
