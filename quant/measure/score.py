@@ -154,9 +154,12 @@ def _compared(
 
 def _best(rows: Singles) -> Ids:
     """The BEST most probable tokens, best first; of equal ones the lowest id."""
-    some = np.sort(np.argpartition(rows, -BEST, axis=1)[:, -BEST:], axis=1)
-    order = np.argsort(-np.take_along_axis(rows, some, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(some, order, axis=1).astype(np.int32)
+    left, every = rows.copy(), np.arange(len(rows))
+    best = np.empty((len(rows), BEST), np.int32)
+    for place in range(BEST):  # a few passes are quicker than a partition of the vocabulary
+        best[:, place] = left.argmax(axis=1)
+        left[every, best[:, place]] = -np.inf
+    return best
 
 
 def _logs_of(rows: Singles, tokens: Ids) -> Singles:
