@@ -33,7 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def save_random(folder: Path, family: str, **changes: Any) -> Path:
+def save_random(folder: Path, family: str, *, max_shard_size: str = "5GB", **changes: Any) -> Path:
     """Weights large enough that a wrong position or neighbour shows, in float32."""
     config = AutoConfig.for_model(family, **(SMALL | FAMILIES.get(family, {}) | changes))
     torch.manual_seed(7)
@@ -44,7 +44,8 @@ def save_random(folder: Path, family: str, **changes: Any) -> Path:
                 parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
             elif "norm" not in name:
                 parameter.normal_(0.0, 0.2)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    (folder / "tokenizer.json").touch()
     return folder
 
 

@@ -1,0 +1,151 @@
+"""Loading: little memory, little time, and one clear line for a checkpoint that cannot be served."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from server.errors import OpenError
+from tests.server.backends.torch_.conftest import save_random
+from tests.server.backends.torch_.quantized import write
+from tests.server.backends.torch_.support import open_model
+
+MB = 1 << 20
+SLACK = 24 * MB  # the allocator's, and one layer that is being merged or unpacked
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from tests.server.backends.torch_.support import open_model
+import server.backends.torch_.opening
+
+def status(name):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+
+open_model(Path(sys.argv[1]), parallel=1, context=32)  # what allocates once has done so
+Path("/proc/self/clear_refs").write_text("5")
+before, began = status("VmRSS"), time.monotonic()
+executor = open_model(Path(sys.argv[2]), parallel=1, context=32)
+print(status("VmHWM") - before, time.monotonic() - began)
+"""
+
+
+def measure(first: Path, folder: Path) -> tuple[int, float]:
+    """(bytes that loading took at its worst, seconds), in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(first), str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    peak, seconds = done.stdout.split()
+    return int(peak), float(seconds)
+
+
+def test_loading_holds_the_weights_and_one_shard(
+    tmp_path: Path, family_folder: Callable[[str], Path]
+) -> None:
+    size: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+    folder = save_random(tmp_path, "llama", max_shard_size="40MB", vocab_size=8000, **size)
+    shards = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    assert len(shards) > 3
+    peak, _ = measure(family_folder("llama"), folder)
+    assert peak < sum(shards) + max(shards) + SLACK
+
+
+@pytest.mark.parametrize("kind", ["plain", "nf4"])
+def test_tiny_chat_loads_in_seconds(
+    kind: str, tmp_path: Path, tiny_chat: Path, family_folder: Callable[[str], Path]
+) -> None:
+    folder = tiny_chat
+    if kind != "plain":
+        write(tmp_path, tiny_chat, kind)
+        folder = tmp_path
+    peak, seconds = measure(family_folder("llama"), folder)
+    assert seconds < 3
+    assert peak < 4 * 16_700_000 + 34 * MB + SLACK
+
+
+# -- what cannot be served ----------------------------------------------------------------------------
+
+
+def copy_with(source: Path, folder: Path, **changes: object) -> Path:
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_a_missing_tensor_is_named(tiny_chat: Path, tmp_path: Path) -> None:
+    folder = copy_with(tiny_chat, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(OpenError, match=r"lacks tensor model\.layers\.3\.mlp\.up_proj\.weight"):
+        open_model(folder)
+
+
+def test_a_tensor_with_no_place_is_named(tiny_chat: Path, tmp_path: Path) -> None:
+    folder = copy_with(tiny_chat, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors") | {"model.layers.0.extra.weight": torch.zeros(2)}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(OpenError, match=r"no place for tensor model\.layers\.0\.extra\.weight"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 128}, "config.json asks for"),
+        ({"model_type": "no-such"}, "transformers cannot read config.json"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic RoPE"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "hqq"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_line(
+    changes: dict[str, object], words: str, tiny_chat: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OpenError, match=words) as error:
+        open_model(copy_with(tiny_chat, tmp_path / "m", **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_keeps_other_state_is_refused(tmp_path: Path) -> None:
+    folder = save_random(tmp_path, "mamba", state_size=8, num_hidden_layers=1, hidden_size=32)
+    with pytest.raises(OpenError, match="Mamba"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"devise": "cpu"}, "unknown option 'devise'"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"step_tokens": "1e9"}, "step_tokens"),
+        ({"device": "cuda"}, "no CUDA device"),
+    ],
+)
+def test_options_that_are_wrong_are_named(options: dict[str, str], words: str, tiny_chat: Path) -> None:
+    if "device" in options and torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(OpenError, match=words):
+        open_model(tiny_chat, options=options)
+
+
+def test_a_context_beyond_the_models_positions_is_refused(tiny_chat: Path) -> None:
+    with pytest.raises(OpenError, match="positions end at 1024"):
+        open_model(tiny_chat, context=2000)
+
+
+def test_kv_memory_that_is_not_there_is_refused_with_the_numbers(tiny_chat: Path) -> None:
+    with pytest.raises(OpenError, match=r"KV memory for 2,000,000,000 tokens needs"):
+        open_model(tiny_chat, kv_tokens=2_000_000_000)
