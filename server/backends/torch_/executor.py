@@ -13,6 +13,7 @@ from server.backends.torch_.kv import KVCache, PageTables
 from server.backends.torch_.passes import Span, passes
 from server.backends.torch_.results import PassResult, read_results
 from server.backends.torch_.sampling import Choice, Drawer, choose, score
+from server.backends.torch_.transfer import numbers_to_device, to_device
 from server.engine.step import Batch, Row, RowResult, SequenceView, StepFailed
 from server.types import Limits
 
@@ -148,7 +149,7 @@ class TorchExecutor:
         if not wanted:
             return
         assert result.tokens is not None
-        index = torch.tensor([row for row, _ in wanted], device=self._device)
+        index = numbers_to_device([row for row, _ in wanted], self._device)
         result.wanted = wanted
         result.scores = score(logits[index], result.tokens[index], max(count for _, count in wanted))
 
@@ -161,7 +162,7 @@ class TorchExecutor:
             first = span.start + 1
             following += span.row.sequence.tokens[first : first + span.scored]
             counts += [span.row.sequence.params.prompt_logprobs or 0] * span.scored
-        index, tokens = torch.tensor([rows, following], dtype=torch.int64).to(self._device)
+        index, tokens = to_device(torch.tensor([rows, following], dtype=torch.int64), self._device)
         result.prompt_counts = counts
         result.prompt_scores = score(logits[index], tokens, max(counts))
 
@@ -190,7 +191,8 @@ def _places(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
 def _sampling_rows(spans: Sequence[Span], logits: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
     if all(span.outputs == span.samples for span in spans):
         return logits, best
-    index = torch.tensor([place + s.scored for place, s in _places(spans) if s.samples], device=logits.device)
+    sampling = [place + span.scored for place, span in _places(spans) if span.samples]
+    index = numbers_to_device(sampling, logits.device)
     return logits[index], best[index]
 
 

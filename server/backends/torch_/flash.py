@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from server.backends.torch_.kv import PAGE
+from server.backends.torch_.transfer import to_device
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -30,7 +31,7 @@ def plan_flash(pages: Sequence[Tensor], queries: Sequence[int], keys: Sequence[i
         (held[:, None] * PAGE + within).flatten()[:size] for held, size in zip(pages, keys, strict=True)
     ]
     ends = torch.tensor([[0, *queries], [0, *keys]]).cumsum(1).to(torch.int32)
-    ends = ends.to(device, non_blocking=True)
+    ends = to_device(ends, device)
     return FlashPlan(torch.cat(places), ends[0], ends[1], max(queries), max(keys))
 
 

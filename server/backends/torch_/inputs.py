@@ -11,6 +11,7 @@ from torch import Tensor
 from server.backends.torch_.attention import Chunk, Layout
 from server.backends.torch_.kv import PAGE, PageTables
 from server.backends.torch_.passes import Span
+from server.backends.torch_.transfer import to_device
 from server.engine.step import PREVIOUS
 
 Ints = NDArray[np.int64]
@@ -78,7 +79,7 @@ def _filled_in(ids: Tensor, tokens: Ints, rows: NDArray[np.int64], last: Tensor)
     flying = np.flatnonzero(tokens == PREVIOUS)
     if not len(flying):
         return ids
-    where = torch.from_numpy(np.stack((flying, rows[flying]))).to(ids.device, non_blocking=True)
+    where = to_device(torch.from_numpy(np.stack((flying, rows[flying]))), ids.device)
     return ids.index_copy(0, where[0], last[where[1]])
 
 
@@ -92,7 +93,5 @@ class Box:
         self._arrays += arrays
 
     def send(self, device: torch.device) -> Sequence[Tensor]:
-        flat = torch.from_numpy(np.concatenate(self._arrays))
-        if device.type == "cuda":
-            flat = flat.pin_memory().to(device, non_blocking=True)
+        flat = to_device(torch.from_numpy(np.concatenate(self._arrays)), device)
         return torch.split(flat, [len(array) for array in self._arrays])

@@ -34,7 +34,7 @@ def open_variant(
     set_threads(spec.threads or threads)
     model, shape, target = _load(Path(spec.variant), options, lambda done: progress(LOADED * done))
     config = model.config
-    peak = _prove(model, shape, target, step_tokens(spec, options, target))
+    peak = _prove(model, shape, target, step_tokens(spec, options, target), spec.parallel)
     limits = limits_for(spec, options, config, shape, target, peak)
     progress(PROVED)
     pages = -(-limits.kv_tokens // PAGE)
@@ -85,7 +85,7 @@ def replays(
     return found
 
 
-def _prove(model: Any, shape: KVShape, target: Target, tokens: int) -> int:
+def _prove(model: Any, shape: KVShape, target: Target, tokens: int, rows: int) -> int:
     """First passes, in a small KV memory: one token, which shows whether the model runs, and on a GPU a whole
     step, which shows how many bytes it needs. Raises OpenError."""
     on_gpu = target.device.type == "cuda"
@@ -95,7 +95,7 @@ def _prove(model: Any, shape: KVShape, target: Target, tokens: int) -> int:
         return 0
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
-    _whole_step(model, cache, tokens)
+    _whole_step(model, cache, tokens, rows)
     peak = torch.cuda.max_memory_allocated() - held
     cache.close()
     torch.cuda.empty_cache()
@@ -103,14 +103,15 @@ def _prove(model: Any, shape: KVShape, target: Target, tokens: int) -> int:
 
 
 @torch.inference_mode()
-def _whole_step(model: Any, cache: KVCache, tokens: int) -> None:
-    """One prompt of so many tokens."""
+def _whole_step(model: Any, cache: KVCache, tokens: int, rows: int) -> None:
+    """One prompt of so many tokens, and the logits of so many of them, sorted."""
     device = cache.keys[0].device
     numbers = torch.arange(tokens, device=device)
     pages = torch.arange(1, -(-tokens // PAGE) + 1, device=device)
     none = numbers[:0]
     layout = Layout(numbers + PAGE, none[:, None].int(), none.int(), [Chunk(0, tokens, 0, pages)])
-    forward(model, Inputs(numbers * 0, numbers, layout, numbers[-1:], none), Paged(cache, layout))
+    inputs = Inputs(numbers * 0, numbers, layout, numbers[-rows:], none)
+    forward(model, inputs, Paged(cache, layout)).sort(dim=-1)
     torch.cuda.synchronize()
 
 

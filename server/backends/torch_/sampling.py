@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from server.backends.llama.sampling import COLDEST, Tally, banned, uniform
+from server.backends.torch_.transfer import numbers_to_device, to_device
 from server.engine.step import SequenceView
 from server.types import SamplingParams, TokenLogprobs
 
@@ -67,8 +68,8 @@ class Entries:
         self.values += values
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        places = torch.tensor([self.rows, self.columns], dtype=torch.int64).to(device, non_blocking=True)
-        return places[0], places[1], torch.tensor(self.values).to(device, non_blocking=True)
+        places = to_device(torch.tensor([self.rows, self.columns], dtype=torch.int64), device)
+        return places[0], places[1], to_device(torch.tensor(self.values), device)
 
 
 def choose(logits: Tensor, best: Tensor, choices: Sequence[Choice], last: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def choose(logits: Tensor, best: Tensor, choices: Sequence[Choice], last: Tensor
         if len(rows) == len(choices):
             return kind(logits, Knobs.of(choices, logits.device))
         if rows:
-            index = torch.tensor(rows, device=logits.device)
+            index = numbers_to_device(rows, logits.device)
             chosen[index] = kind(logits[index], Knobs.of([choices[row] for row in rows], logits.device))
     return chosen
 
@@ -122,9 +123,9 @@ def _adjust(logits: Tensor, choices: Sequence[tuple[int, Choice]], last: Tensor)
 def _ban(logits: Tensor, masks: Sequence[tuple[int, bytes]]) -> None:
     if not masks:
         return
-    rows = torch.tensor([row for row, _ in masks], device=logits.device)
+    rows = numbers_to_device([row for row, _ in masks], logits.device)
     out = torch.from_numpy(np.stack([banned(mask, logits.shape[1]) for _, mask in masks]))
-    logits[rows] = logits[rows].masked_fill(out.to(logits.device, non_blocking=True), float("-inf"))
+    logits[rows] = logits[rows].masked_fill(to_device(out, logits.device), float("-inf"))
 
 
 class _Penalize:
@@ -133,7 +134,8 @@ class _Penalize:
     def __init__(self, logits: Tensor, flying: Sequence[tuple[int, Choice]], last: Tensor) -> None:
         self._flying = flying
         self._device = logits.device
-        self._tokens = last[torch.tensor([c.slot for _, c in flying], device=last.device)] if flying else None
+        slots = [choice.slot for _, choice in flying]
+        self._tokens = last[numbers_to_device(slots, last.device)] if flying else None
 
     def _with(self, entries: Entries, wanted: list[tuple[int, int, float]]) -> tuple[Tensor, Tensor, Tensor]:
         """The entries, and (row, place in `flying`, value) for tokens in flight."""
@@ -200,7 +202,7 @@ class Knobs:
     @classmethod
     def of(cls, choices: Sequence[Choice], device: torch.device) -> "Knobs":
         params = [choice.params for choice in choices]
-        numbers = torch.tensor(
+        table = torch.tensor(
             [
                 [1.0 / max(p.temperature, COLDEST) for p in params],
                 [float(p.top_k or 1 << 40) for p in params],
@@ -209,7 +211,8 @@ class Knobs:
                 [uniform(c.params.seed, c.draw) for c in choices],
             ],
             dtype=torch.float64,
-        ).to(device, non_blocking=True)[:, :, None]
+        )
+        numbers = to_device(table, device)[:, :, None]
         return cls(numbers[0].float(), numbers[1].long(), numbers[2], numbers[3].float(), numbers[4])
 
 
