@@ -23,7 +23,7 @@ class ScaleGroup:
     source: str
     linears: tuple[str, ...]
     module: str  # the smallest module that holds them all: its output error is what a search looks at
-    per_head: bool = False  # channels are heads' channels: kv heads are repeated where query heads share them
+    per_head: str | None = None  # the attention whose heads the channels are: query heads share kv heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def _llama_like(package: str, prefix: str, window: Literal["none", "all", "typed
                 source="self_attn.v_proj",
                 linears=("self_attn.o_proj",),
                 module="self_attn.o_proj",
-                per_head=True,
+                per_head="self_attn",
             ),
             ScaleGroup(source="post_attention_layernorm", linears=GATED, module="mlp"),
             ScaleGroup(source="mlp.up_proj", linears=("mlp.down_proj",), module="mlp.down_proj"),

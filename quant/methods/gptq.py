@@ -7,7 +7,7 @@ the order of computation and see inputs that the quantized ones before them made
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,18 +62,25 @@ def compensate(
     plans: Mapping[str, LayerPlan],
     options: Mapping[str, float],
     report: Callable[[LayerRecord], None],
+    method: str = "gptq",
 ) -> dict[str, Compensated]:
     """GPTQ of `weights` (emptied on the way), installed in the block group by group."""
     done: dict[str, Compensated] = {}
     for names in shared_groups(block, plans):
         hessian = hessian_of(block, inputs, names[0])
         for alike in same_plan(names, plans):
-            some = _solve_alike(block, {name: weights.pop(name) for name in alike}, hessian, plans, options)
+            solved = _solve_alike(block, {name: weights.pop(name) for name in alike}, hessian, plans, options)
+            some = {name: _named(one, method) for name, one in solved.items()}
             done |= some
             install(block, {name: one.layer for name, one in some.items()})
             for one in some.values():
                 report(one.record)
     return done
+
+
+def _named(one: Compensated, method: str) -> Compensated:
+    """`method`: what GPTQ is a part of."""
+    return one if one.record.fallback else replace(one, record=replace(one.record, method=method))
 
 
 def shared_groups(block: Block, plans: Mapping[str, LayerPlan]) -> Iterator[tuple[str, ...]]:

@@ -15,7 +15,14 @@ GROUP = "quantserve.methods"  # entry points of other packages
 METHODS: Mapping[str, str] = MappingProxyType(
     {
         "rtn": "quant.methods.rtn:RTN",
+        "awq": "quant.methods.awq:AWQ",
         "gptq": "quant.methods.gptq:GPTQ",
+        "awq+gptq": "quant.methods.awq_gptq:AWQ_GPTQ",
+        "best": "quant.methods.best:BEST",
+        "smoothquant": "quant.methods.smoothquant:SMOOTHQUANT",
+        "int8": "quant.methods.int8:INT8",
+        "nf4": "quant.methods.blockwise:NF4",
+        "fp4": "quant.methods.blockwise:FP4",
     }
 )
 
