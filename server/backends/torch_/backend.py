@@ -30,12 +30,9 @@ class TorchOpened:
 class TorchBackend:
     name: str
     formats: frozenset[str]
-    cuda_needs: tuple[str, ...] = ()  # packages that only a GPU needs
 
     def probe(self) -> str | None:
         missing = [name for name in ("torch", "transformers") if not find_spec(name)]
-        if Path("/dev/nvidiactl").exists():
-            missing += [name for name in self.cuda_needs if not find_spec(name)]
         if not missing:
             return None
         return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
