@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from quant.checkpoint import CONFIG_LIMIT, TEXT_FILES, TOKENIZER
+from quant.checkpoint import CONFIG_LIMIT, TEXT_FILES, TOKENIZER, read_config
 from quant.errors import BadSource
 from quant.files import read_json, shown
 from quant.gguf.specials import Specials, read_specials
@@ -102,12 +102,23 @@ def _base_ids(model: object) -> dict[str, int]:
     raise BadSource(f"{TOKENIZER}: the model has no vocabulary")
 
 
-def checkpoint_texts(source: Source) -> dict[str, bytes]:
+def folder_texts(folder: Path) -> dict[str, bytes]:
     """`text_files` of a checkpoint that is served as it is. Raises BadSource."""
-    rows, context = (source.config.get(name) for name in ("vocab_size", "max_position_embeddings"))
+    config, architecture = read_config(folder)
+    rows, context = (config.get(name) for name in ("vocab_size", "max_position_embeddings"))
     if type(rows) is not int or type(context) is not int:
         raise BadSource("config.json has no vocab_size or max_position_embeddings")
-    return text_files(source, read_words(source, rows, context))
+    unnamed = Source(  # of a source only its folder and its config are read here
+        kind="hf",
+        id="",
+        path=folder,
+        revision=None,
+        digest="",
+        architecture=architecture,
+        config=config,
+        bytes=0,
+    )
+    return text_files(unnamed, read_words(unnamed, rows, context))
 
 
 def text_files(source: Source, words: Words) -> dict[str, bytes]:

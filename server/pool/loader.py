@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ from quant.gguf.header import read_header
 from quant.ready import own_format
 from quant.source import Source
 from quant.store import Variant, VariantStore
-from quant.texts import checkpoint_texts
 from server.catalog import Model
 from server.errors import EngineDied, ServerError
 from server.pool.background import in_thread
@@ -58,7 +56,6 @@ class Target:
     path: Path
     key: str | None
     context: int | None  # the model's own
-    files: Mapping[str, bytes] | None = None  # a variant's small files, where they do not lie in `path`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,9 +161,8 @@ class Loader:
         if own is None:
             raise BadSource("the checkpoint is not quantized any more; restart the server")
         served = self._served(model, name, source.digest, own)
-        files = await in_thread(partial(checkpoint_texts, source))
         context = source.config.get("max_position_embeddings")
-        return Target(served=served, path=source.path, key=None, context=context, files=files)
+        return Target(served=served, path=source.path, key=None, context=context)
 
     async def _variant(self, model: Model, name: str, variant: Variant) -> Target:
         served = self._served(model, name, variant.key, variant.manifest.format)
@@ -197,7 +193,7 @@ class Loader:
             except TimeoutError:
                 raise LoadFailed(f"it was not open after {OPEN_LIMIT_S:.0f} s") from None
             undo.push_async_callback(engine.stop)
-            text = await _text(engine, target)
+            text = await _text(engine, target.path)
             undo.pop_all()
             return Loaded(served=target.served, engine=engine, text=text, held=held)
 
@@ -214,12 +210,10 @@ class Loader:
         )
 
 
-async def _text(engine: EngineClient, target: Target) -> TextModel:
+async def _text(engine: EngineClient, path: Path) -> TextModel:
     if engine.ready.text is not None:
         return await in_thread(partial(TextModel.from_engine, engine.ready.text, engine.tokenize))
-    if target.files is not None:
-        return await in_thread(partial(TextModel.from_files, target.files))
-    return await in_thread(partial(TextModel.from_folder, target.path))
+    return await in_thread(partial(TextModel.from_folder, path))
 
 
 def _gguf_context(path: Path) -> int | None:

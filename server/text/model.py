@@ -9,6 +9,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from quant.errors import BadSource
+from quant.texts import folder_texts
 from server.errors import OpenError
 from server.text import reasoning, tools
 from server.text.defaults import default_template
@@ -60,15 +62,23 @@ class TextModel:
 
     @classmethod
     def from_folder(cls, path: Path) -> "TextModel":
-        """A published variant's text. Reads a few MB: call it in a thread. Raises OpenError."""
+        """The text of a published variant, or of a checkpoint that is served as it is. Raises OpenError.
+
+        Reads a few MB: call it in a thread.
+        """
+        if not (path / "text.json").exists() and (path / "config.json").exists():
+            return cls._from_checkpoint(path)
         data = read_capped(path / "tokenizer.json", MAX_FILE_BYTES)
         facts = read_facts(path / "text.json")
         encoder = LocalTokenizer(data.decode("utf-8", "replace"), facts.bos if facts.add_bos else None)
         return assemble(facts, parse_vocabulary(data), encoder, read_template(path / "chat_template.jinja"))
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes]) -> "TextModel":
-        """From the same files, by name, in memory. Raises OpenError."""
+    def _from_checkpoint(cls, path: Path) -> "TextModel":
+        try:
+            files = folder_texts(path)
+        except BadSource as error:
+            raise OpenError(str(error)) from None
         data, template = files["tokenizer.json"], files.get("chat_template.jinja")
         facts = msgspec.json.decode(files["text.json"], type=TextFile)
         encoder = LocalTokenizer(data.decode("utf-8", "replace"), facts.bos if facts.add_bos else None)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.catalog import CatalogError, model_from_source
+from server.types import Generate, Grammar, SamplingParams
 from tests.server.backends.torch_.quantized import write
 from tests.server.pool.support import answer, running
 
@@ -18,6 +19,12 @@ async def test_a_quantized_folder_is_served_without_a_build(tiny_chat: Path, tmp
         assert lease.variant.id == "tiny-awq:awq"
         assert (lease.variant.backend, lease.variant.label) == ("awq", "unmeasured")
         assert len(await answer(lease)) == 8
+        grammar = Grammar(kind="regex", text="(yes|no)")
+        wanted = SamplingParams(max_tokens=4, temperature=0.0)
+        request = Generate(id="g", prompt=(1, 2, 3), params=wanted, grammar=grammar)
+        tokens = [token async for event in lease.engine.generate(request) for token in event.tokens]
+        said = b"".join(lease.text.pieces[t] for t in tokens if t not in lease.text.end_ids)
+        assert said in (b"yes", b"no")
         assert pool.states()[0].variants == ("tiny-awq:awq",)
     assert not (tmp_path / "cache" / "variants").exists()
 
