@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from server.cli import chat, pull, quantize, serve, variants
+from server.cli import chat, doctor, pull, quantize, serve, variants
 
 app = typer.Typer(
     name="quantserve",
@@ -17,6 +17,7 @@ app.command()(serve.serve)
 app.command()(quantize.quantize)
 app.command()(chat.chat)
 app.command()(pull.pull)
+app.command()(doctor.doctor)
 app.add_typer(variants.app, name="variants")
 
 
