@@ -1,5 +1,6 @@
 """What a build of a torch format will do, from headers alone and without torch: bytes, memory, time."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -185,11 +186,12 @@ def _memory_bytes(layout: Layout, recipe: TorchRecipe, text: Text | None, device
     return needed + 4 * 4 * columns * columns + 4 * tokens * wide * width
 
 
-# Passes over the weights for each token, by method, and how many numbers a second are multiplied and added.
+# Passes over the weights for each token, by method; multiplications and additions a second, of a CPU's core.
 _PASSES: Mapping[str, float] = MappingProxyType(
     {"gptq": 6, "awq": 40, "awq+gptq": 46, "smoothquant": 20, "best": 700}
 )
-_SPEED: Mapping[str, float] = MappingProxyType({"cpu": 4e10, "cuda": 1.5e14})
+_SPEED: Mapping[str, float] = MappingProxyType({"cpu": 6e10, "cuda": 1.5e14})
+_WRITING = 0.15  # of that speed is reached by writing text, one token of all rows at a time
 _BYTES_A_SECOND = 3e8
 
 
@@ -203,7 +205,10 @@ def _seconds(layout: Layout, recipe: TorchRecipe, text: Text | None, device: str
     work = 2.0 * weights * tokens * _PASSES.get(recipe.method, 40)
     if "gptq" in recipe.method or recipe.method == "best":
         work += sum(2.0 * tokens * columns**2 + columns**3 + rows * columns**2 for rows, columns in shapes)
-    return seconds + work / _SPEED[device]
+    if text.kind == "self":
+        work += 2.0 * layout.elements * tokens / _WRITING
+    cores = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    return seconds + work / (_SPEED[device] * cores)
 
 
 def grouped(plan: TorchPlan) -> Iterator[tuple[str, int, ModulePlan, int]]:

@@ -42,6 +42,7 @@ class Rule:
     groups: tuple[int | None, ...] = ()
     default: Scheme | None = None
     mixed: bool = False  # whether modules may have different schemes
+    rounds_activations: bool = False  # whether the inputs of its modules are rounded to 8 bits, too
 
 
 _GROUPS = (32, 64, 128)
@@ -59,6 +60,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             frozenset({(8, True)}),
             (None,),
             Scheme(bits=8, group=None),
+            rounds_activations=True,
         ),
         "awq": Rule(
             frozenset({"awq", "awq+gptq", "rtn"}),
@@ -80,8 +82,19 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 CALIBRATED = frozenset({"gptq", "awq", "awq+gptq", "best", "smoothquant"})
 METHODS = frozenset().union(*(rule.methods for rule in RULES.values()))
 # Options by method: name -> smallest and largest value. Left out, the method's own default holds.
+_TRUTH = (0.0, 1.0)
+_SEARCHED = {"tokens": (64.0, 1e6), "ratios": (1.0, 100.0)}  # by the search for scales
+_SOLVED = {"damping": (1e-5, 1.0), "mse": (0.0, 2.0)}
 OPTIONS: Mapping[str, Mapping[str, tuple[float, float]]] = MappingProxyType(
-    {"nf4": {"double_quant": (0, 1)}, "fp4": {"double_quant": (0, 1)}}
+    {
+        "gptq": _SOLVED,
+        "awq": {**_SEARCHED, "clip": _TRUTH},
+        "awq+gptq": {**_SEARCHED, **_SOLVED},
+        "best": {**_SEARCHED, **_SOLVED, "steps": (1.0, 1000.0), "batch": (64.0, 1e6)},
+        "smoothquant": {"tokens": _SEARCHED["tokens"]},
+        "nf4": {"double_quant": _TRUTH},
+        "fp4": {"double_quant": _TRUTH},
+    }
 )
 
 

@@ -10,9 +10,11 @@ from quant.block import Decoder, DecoderBlock
 from quant.formats.base import Format
 from quant.layer import CodebookLinear, QuantizedLinear
 from quant.methods.base import BlockResult, LayerPlan
+from quant.methods.smoothquant import round_activations
 from quant.safetensors_header import TensorInfo
 from quant.scheme import Scheme
 from quant.tensors import DTYPES, cast
+from quant.torch_recipe import RULES
 
 Infos = Mapping[str, TensorInfo]  # of one block, by name below it
 
@@ -67,7 +69,11 @@ class Workshop:
             if f"{name}.{linear}" not in self.schemes:
                 continue
             values[f"{linear}.weight"] = self._take(f"{name}.{linear}", linear, infos, below).dequantize()
-        return self.make(index, {**values, **below})
+        block = self.make(index, {**values, **below})
+        rule = RULES.get(self.format.name)
+        if rule and rule.rounds_activations:
+            round_activations(block, self.plans(block))
+        return block
 
     def sample(self, index: int, infos: Infos, tensors: Mapping[str, Tensor]) -> QuantizedLinear | None:
         """Some quantized layer of the block, if it has one."""
