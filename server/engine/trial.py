@@ -20,7 +20,7 @@ import msgspec
 from server.engine.constrain import TOO_COMPLEX, GrammarConstraint, Words
 from server.engine.grammars import complaint, matcher_of, tokenizer_of
 
-LIMIT_S = 1.5  # for one grammar
+LIMIT_S = 1.0  # for one grammar
 START_S = 60.0  # for the process to be ready
 MEMORY_BYTES = 4 << 30  # of address space
 

