@@ -46,7 +46,7 @@ def test_order_and_batches_do_not_matter(name: str, order: list[int], cuts: int)
     batches = [normal(seed, 100) * (seed + 1) for seed in range(6)]
     as_they_come = observed(MAKERS[name](), *batches)
     assert observed(MAKERS[name](), *(batches[each] for each in order)) == as_they_come
-    assert observed(MAKERS[name](), *torch.cat(batches).split(cuts)) == as_they_come
+    assert observed(MAKERS[name](), *torch.split(torch.cat(batches), cuts)) == as_they_come
 
 
 def test_extremes_are_exact_and_of_each_channel_on_request() -> None:
@@ -74,7 +74,7 @@ def test_every_value_is_in_its_bin(values: list[float]) -> None:
     histogram = Histogram()
     histogram.add(torch.tensor(values))
     edges = histogram.edges()
-    assert bool((edges.diff() >= 0).all())
+    assert bool((edges[1:] >= edges[:-1]).all())
     assert int(histogram.counts.sum()) == len(values)
     for value in values:
         single = Histogram()
