@@ -21,7 +21,7 @@ from quant.methods.scaling import Channels
 from quant.methods.search import Candidates, balanced, search_scales
 from quant.numerics import encode, grouped
 
-TOKENS = 4096  # of the calibration text that searches look at
+TOKENS = 2048  # of the calibration text that searches look at
 RATIOS = 20
 
 
