@@ -6,11 +6,13 @@ import traceback
 from collections.abc import Mapping
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from msgspec import Struct
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from quant.errors import (
     BadRecipe,
@@ -129,9 +131,20 @@ async def _on_quant_error(_: Request, error: Exception) -> Response:
     return response_of(from_quant(error))
 
 
-async def _on_http_error(_: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return response_of(from_http(error), error.headers)
+    headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+    return response_of(from_http(error), headers)
+
+
+def _allowed(request: Request) -> str:
+    """Methods of every route at this path; the exception knows those of the first one only."""
+    routers: tuple[APIRouter, ...] = request.app.state.routers
+    methods: set[str] = set()
+    for route in (route for router in routers for route in router.routes):
+        if isinstance(route, APIRoute) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
 
 
 async def _on_client_gone(_: Request, error: Exception) -> Response:

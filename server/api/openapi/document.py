@@ -30,14 +30,14 @@ HEADERS: Mapping[str, str] = {
 }
 
 
-def document(app: FastAPI, *, keys: bool) -> Json:
-    """`keys`: whether requests have to carry one."""
+def document(app: FastAPI, *, keys: bool, model: str) -> Json:
+    """`keys`: whether requests have to carry one. `model` is what the examples ask for."""
     routes = sorted(api_routes(app), key=lambda route: (route.tags, route.path_format))
     paths: Json = {}
     schemas = _answer_schemas()
     for route in routes:
         for method in sorted(route.methods or ()):
-            entry = _operation(route, OPERATIONS[method, route.path_format], schemas)
+            entry = _operation(route, OPERATIONS[method, route.path_format], schemas, model)
             if keys and route.path_format not in OPEN_PATHS:
                 entry["security"] = [{"key": []}]
             paths.setdefault(route.path_format, {})[method.lower()] = entry
@@ -73,7 +73,7 @@ def body_of(route: APIRoute) -> type[Body] | None:
     return None
 
 
-def _operation(route: APIRoute, table: Operation, schemas: Json) -> Json:
+def _operation(route: APIRoute, table: Operation, schemas: Json, model: str) -> Json:
     body = body_of(route)
     entry: Json = {
         "summary": table.summary,
@@ -86,7 +86,7 @@ def _operation(route: APIRoute, table: Operation, schemas: Json) -> Json:
     if body is not None:
         content: Json = {"schema": _request_schema(body, schemas)}
         if table.example is not None:
-            content["example"] = table.example
+            content["example"] = {**table.example, "model": model}
         entry["requestBody"] = {"required": True, "content": {"application/json": content}}
     return entry
 

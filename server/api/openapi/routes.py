@@ -27,5 +27,7 @@ async def docs(request: Request) -> Response:
 
 
 def _document(request: Request) -> dict[str, Any]:
-    keys = services_of(request).keys
-    return document(request.app, keys=bool(keys.user or keys.admin))
+    services = services_of(request)
+    keys = services.keys
+    model = next((model.id for model in services.catalog.models), "tiny-chat")
+    return document(request.app, keys=bool(keys.user or keys.admin), model=model)

@@ -75,6 +75,13 @@ async def test_wrong_routes_have_the_shape_too(
     assert error_of(response)["code"] == code
 
 
+async def test_a_405_names_the_methods_that_a_path_has(http: httpx.AsyncClient) -> None:
+    for path, methods in ((CHAT, "POST"), ("/quantize", "GET, POST"), ("/quantize/x", "DELETE, GET")):
+        response = await http.patch(path)
+        assert response.status_code == 405
+        assert response.headers["allow"] == methods
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/tokenize", "/detokenize", "/quantize"])
 async def test_an_unknown_model_is_a_404(http: httpx.AsyncClient, path: str) -> None:
     body = {

@@ -36,7 +36,7 @@ def found(description: dict[str, Any], reference: str) -> object:
 async def test_every_route_is_described_and_nothing_else(tmp_path: Path) -> None:
     async with application(tmp_path) as app:
         routes = {(method, r.path_format) for r in api_routes(app) for method in r.methods or ()}
-        description = document(app, keys=False)
+        description = document(app, keys=False, model="toy")
     assert routes == set(OPERATIONS)
     described = {(m.upper(), path) for path, methods in description["paths"].items() for m in methods}
     assert described == routes
