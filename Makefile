@@ -16,16 +16,22 @@ BENCH  ?=
 CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_SUBPROCESS=OFF
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve test check bench docs clean
+.PHONY: help serve test test-clients test-hostile check bench docs clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.serve ## Install what serving needs, then serve models.yaml on port 8000 (SERVE="...": further arguments)
 	@exec $(BIN)/quantserve serve $(SERVE)
 
 test: $(VENV)/.dev ## Install what the tests need, then run them (TEST="...": arguments for pytest)
 	@$(BIN)/python -m pytest $(TEST)
+
+test-clients: $(VENV)/.dev $(VENV)-clients/.done ## Four client libraries, in an environment of their own, against a server
+	@$(BIN)/python -m tests.clients $(VENV)-clients/bin/python
+
+test-hostile: $(VENV)/.dev $(VENV)-hostile/.done ## schemathesis over /openapi.json, then 10,000 spoilt requests (some minutes)
+	@$(BIN)/python -m tests.hostile $(CURDIR)/$(VENV)-hostile/bin/schemathesis
 
 check: $(VENV)/.dev ## Lint, formatting, types and the floors between packages
 	@$(BIN)/ruff check .
@@ -57,4 +63,9 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: $(VENV)/.serve
 	@echo 'Installing the tools of the tests into $(VENV) (with torch, about a gigabyte).'
 	@$(PIP_INSTALL) --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)-%/.done: tests/%/requirements.txt
+	@$(PYTHON) -m venv $(VENV)-$*
+	@$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
 	@touch $@

@@ -36,7 +36,7 @@ test_split: test
 output_type: loglikelihood
 doc_to_text: "{{{{context}}}}"
 doc_to_target: "{{{{continuation}}}}"
-target_delimiter: " "
+target_delimiter: ""
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
@@ -86,7 +86,7 @@ def by_transformers(model: Path, rows: Sequence[dict[str, str]]) -> list[Score]:
     scores = []
     for row in rows:
         context = tokenizer.encode(row["context"])
-        whole = tokenizer.encode(f"{row['context']} {row['continuation']}")
+        whole = tokenizer.encode(row["context"] + row["continuation"])
         with torch.inference_mode():
             logits = network(torch.tensor([whole])).logits[0, len(context) - 1 : -1]
         target = torch.tensor(whole[len(context) :])
@@ -102,7 +102,9 @@ def compare(served: Sequence[Score], direct: Sequence[Score]) -> bool:
     pairs = list(zip(served, direct, strict=True))
     apart = [abs(one.logprob - other.logprob) for one, other in pairs]
     print(f"accuracy: {ours} of {len(served)} served, {theirs} by transformers in fp32")
-    print(f"log-likelihoods: {max(apart[:COMPARED]):.4f} nats apart at most in {COMPARED}, {max(apart):.4f} in all")
+    print(
+        f"log-likelihoods: {max(apart[:COMPARED]):.4f} nats apart at most in {COMPARED}, {max(apart):.4f} in all"
+    )
     return abs(ours - theirs) <= ROWS_APART and max(apart[:COMPARED]) <= NATS_APART
 
 
@@ -117,6 +119,8 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(describe()))
     with args.data.open() as lines:
         rows = [json.loads(line) for line in islice(lines, args.rows)]
+    for row in rows:  # the harness joins the two as they are
+        row["continuation"] = " " + row["continuation"].lstrip()
     with own_server(str(args.source), "f32", 1024, 2) as own:
         served = by_harness(args.harness, own, args.source, rows)
     return int(not compare(served, by_transformers(args.source, rows)))

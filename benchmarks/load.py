@@ -18,6 +18,7 @@ class Target:
     name: str
     url: str
     model: str
+    pid: int = 0  # of the server, where we started it
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,9 @@ def own_server(source: str, variant: str, context: int, parallel: int) -> Iterat
     command += ["--variant", variant, "--ctx", str(context), "--parallel", str(parallel)]
     with tempfile.TemporaryDirectory(prefix="quantserve-bench-") as cache:
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "QUANTSERVE_CACHE": cache})
-        target = Target("quantserve", f"http://127.0.0.1:{port}", f"{Path(source).name}:{variant}")
+        target = Target(
+            "quantserve", f"http://127.0.0.1:{port}", f"{Path(source).name}:{variant}", process.pid
+        )
         try:
             wait_until_ready(process, target.url)
             yield target

@@ -1,0 +1,34 @@
+"""`python -m tests.hostile SCHEMATHESIS [SOURCE]`: schemathesis over /openapi.json, then the mutants.
+
+SCHEMATHESIS is its command; SOURCE a model, by default the bundled one.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.serving import own_server
+from tests.hostile.mutants import main
+
+HERE = Path(__file__).parent
+KEY = "sk-hostile"
+EXAMPLES = 100  # of each operation, besides those at every bound: more than 2,000 cases in all
+
+
+def described(command: str, url: str) -> int:
+    """All checks but positive_data_acceptance; schemathesis.toml says why."""
+    run = [command, "--config-file", str(HERE / "schemathesis.toml"), "run", f"{url}/openapi.json"]
+    run += ["--header", f"Authorization: Bearer {KEY}", "--max-examples", str(EXAMPLES)]
+    environ = {**os.environ, "SCHEMATHESIS_HOOKS": "retry", "PYTHONPATH": str(HERE)}
+    return subprocess.run(run, env=environ, cwd=HERE).returncode
+
+
+if __name__ == "__main__":
+    os.environ |= {"QUANTSERVE_API_KEYS": "sk-user", "QUANTSERVE_ADMIN_KEYS": KEY}
+    source = sys.argv[2] if len(sys.argv) > 2 else "models/tiny-chat"
+    with own_server(source, "q4_k_m", 512, 4) as own:
+        failed = described(sys.argv[1], own.url)
+        model = own.model.partition(":")[0]
+        attack = ["--base", own.url, "--model", model, "--key", KEY, "--pid", str(own.pid)]
+        sys.exit(max(failed, main(attack)))
