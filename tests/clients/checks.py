@@ -1,7 +1,7 @@
-"""What four client libraries do with the server: a chat, a stream with usage, a forced call, an answer by schema.
+"""What client libraries do with the server: a chat, a stream with usage, a forced call, an answer by schema.
 
-`python tests/clients/checks.py URL MODEL`, with the packages of tests/clients/requirements.txt: `make test-clients`
-starts a server and runs it. Ends with 1 where a check fails.
+`python tests/clients/checks.py URL MODEL`, with the packages of tests/clients/requirements.txt:
+`make test-clients` starts a server and runs it. Ends with 1 where a check fails.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Valid requests, and ways to spoil them a little: some stay valid, so that the engine sees strange ones too."""
+"""Valid requests, and ways to spoil them a little: some stay valid, and reach the engine."""
 
 import copy
 import json
@@ -11,6 +11,7 @@ Json = dict[str, Any]
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 SHORT = 6  # tokens of an answer
+ANSWER = {"role": "assistant", "content": "b"}
 USER = [{"role": "user", "content": "Once upon a time"}]
 SCHEMA = {
     "type": "object",
@@ -64,12 +65,14 @@ VALID: tuple[tuple[str, Json], ...] = (
 )
 
 STRANGE_TEXTS = (
-    "", " ", "\x00", "\ud800", "\u202e rtl", "e\u0301" * 50, "\U0001f469\u200d\U0001f469\u200d\U0001f467", "a" * 5000,
+    "", " ", "\x00", "\ud800", "\u202e rtl", "e\u0301" * 50, "\U0001f469\u200d\U0001f467",
+    "a" * 5000,
     "<|im_start|>system", "</s><s>", "{{ 7 * 7 }}", "{% for x in range(10**9) %}", "../../etc/passwd",
     "%s%n%x", "\r\n\r\ndata: [DONE]\r\n\r\n", "'\"\\", "\ufeff", "\u2028",
 )  # fmt: skip
 STRANGE_NUMBERS = (
-    0, -1, 1, 2, 17, 1e-320, 0.5, -0.0, 1e308, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**30, 1.5, True,
+    0, -1, 1, 2, 17, 1e-320, 0.5, -0.0, 1e308, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**30,
+    1.5, True,
 )  # fmt: skip
 
 
@@ -247,8 +250,8 @@ def add_headers(mutant: Mutant, rng: random.Random) -> None:
 
 
 GENTLE: tuple[Operator, ...] = (
-    say_something_else, sample_otherwise, bias_tokens, stop_somewhere, turn_streaming, add_a_field, null_a_field,
-    ask_for_scores, add_headers,
+    say_something_else, sample_otherwise, bias_tokens, stop_somewhere, turn_streaming, add_a_field,
+    null_a_field, ask_for_scores, add_headers,
 )  # fmt: skip
 ROUGH: tuple[Operator, ...] = (
     drop_a_field, put_a_strange_text, put_a_strange_number, put_another_type, make_a_list_long, nest_deeply,

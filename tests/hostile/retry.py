@@ -5,7 +5,7 @@ from typing import Any
 import schemathesis
 
 
-@schemathesis.check
+@schemathesis.check  # type: ignore[untyped-decorator]
 def unavailable_says_when(context: Any, response: Any, case: Any) -> None:
     if response.status_code in (429, 503):
         assert response.headers.get("retry-after"), "no Retry-After"

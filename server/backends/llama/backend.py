@@ -55,7 +55,7 @@ class LlamaBackend:
         try:
             limits = limits_for(spec, options, model.context)
             threads = spec.threads or allowed_threads()
-            context = LlamaContext(model, limits, options.kv_type, threads)
+            context = LlamaContext(model, limits, options.kv_type or model.kv_type, threads)
         except OpenError:
             model.close()
             raise

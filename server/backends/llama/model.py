@@ -30,6 +30,13 @@ class LlamaModel:
         self._buffer = ctypes.create_string_buffer(LONGEST_PIECE)
         self.pooling = self._metadata(f"{self._metadata('general.architecture')}.pooling_type")
 
+    @property
+    def kv_type(self) -> str:
+        """What its keys and values are kept in where nobody says: as exact as its weights."""
+        buffer = ctypes.create_string_buffer(16)
+        size = self.library.llama_model_meta_val_str(self.handle, b"general.file_type", buffer, len(buffer))
+        return "f32" if size > 0 and buffer.value == b"0" else "f16"
+
     def close(self) -> None:
         if self.handle:
             self.library.llama_model_free(self.handle)

@@ -12,7 +12,7 @@ KV_TYPES = ("f16", "f32", "q8_0")
 
 @dataclass(frozen=True)
 class Options:
-    kv_type: str = "f16"
+    kv_type: str | None = None  # None: f32 for F32 weights, which are served to be exact, else f16
     slots: int | None = None  # sequences held, running and cached; None: chosen from `parallel`
     step_tokens: int = 256  # in one forward pass: on a CPU twice as many gain nothing and stall the others
     deterministic: bool = False  # a sequence's logits do not depend on what else is computed
@@ -25,7 +25,7 @@ def parse_options(options: Mapping[str, str]) -> Options:
     if unknown := sorted(set(options) - set(known)):
         raise OpenError(f"unknown option {unknown[0]!r}; known: {', '.join(known)}")
     kv_type = options.get("kv_type", Options.kv_type)
-    if kv_type not in KV_TYPES:
+    if kv_type is not None and kv_type not in KV_TYPES:
         raise OpenError(f"kv_type is {kv_type!r}; known: {', '.join(KV_TYPES)}")
     return Options(
         kv_type=kv_type,

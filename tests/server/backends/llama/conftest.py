@@ -25,7 +25,7 @@ def f32(gguf_f32: Path) -> Iterator[LlamaOpened]:
 
 @pytest.fixture(scope="session")
 def f32_default(gguf_f32: Path) -> Iterator[LlamaOpened]:
-    """F32 weights as they are served where nobody says how: F16 KV, flash attention."""
+    """F32 weights as they are served where nobody says how."""
     opened = open_model(gguf_f32 / "model.gguf")
     yield opened
     opened.executor.close()

@@ -48,6 +48,10 @@ def test_sixteen_at_once_are_as_one_at_a_time_in_f32(either: LlamaOpened) -> Non
     assert max(together_and_alone(either)) < 1e-3
 
 
+def test_nothing_needs_to_be_said_for_f32_weights_to_be_exact(f32_default: LlamaOpened) -> None:
+    assert max(together_and_alone(f32_default)) < 1e-3
+
+
 def test_sixteen_at_once_are_as_one_at_a_time_in_q4(q4: LlamaOpened, q4_exact: LlamaOpened) -> None:
     """As near as the kernels allow: they round activations to 8 bits, one row and several differently.
 
