@@ -1,8 +1,8 @@
 """lm-evaluation-harness through /v1/completions, against the same weights run by transformers in fp32.
 
 `python -m benchmarks.harness --harness PYTHON --data FILE` serves the bundled model as f32 and lets the
-harness of another environment (`pip install 'lm-eval[api]' transformers`) score LAMBADA: prompts as token ids,
-log-likelihoods by `echo`. FILE has lines with `context` and `continuation`. Ends with 1 where accuracy
+harness of another environment (`pip install 'lm-eval[api]' transformers`) score LAMBADA: prompts as token
+ids, log-likelihoods by `echo`. FILE has lines with `context` and `continuation`. Ends with 1 where accuracy
 differs by more than 2 rows of 500, or a log-likelihood by more than 0.01.
 """
 
