@@ -71,7 +71,7 @@ def sweep_linear(batches: Sequence[int], wide: bool) -> list[Row]:
             several = copies(packed)
             for batch in batches:
                 x = torch.randn(batch, shape[1], device=DEVICE).half()
-                default = linear.plan(packed, batch, linear.processors(DEVICE))
+                default = linear.plan(packed, batch, linear.described(DEVICE))
                 for chosen in _plans(default, batch, wide and kind == "int4"):
                     micros = timed([_call(x, item, chosen) for item in several])
                     cut, usual = _cut(chosen), _cut(default)
@@ -86,30 +86,25 @@ def sweep_linear(batches: Sequence[int], wide: bool) -> list[Row]:
     return rows
 
 
-def _cut(plan: linear.Plan) -> tuple[int, int, int]:
-    return plan.tiles, plan.row_warps, plan.splits
+def _cut(plan: linear.Plan) -> tuple[int, int, int, int]:
+    return plan.tiles, plan.row_warps, plan.height, plan.splits
+
+
+EVERY = (
+    (1, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 1), (2, 4, 1), (4, 4, 1), (4, 8, 1), (4, 4, 2), (8, 8, 1), (8, 4, 2), (8, 8, 2),
+)  # fmt: skip
 
 
 def _plans(default: linear.Plan, batch: int, wide: bool) -> list[linear.Plan]:
     if not wide:
         return [default]
-    made = {1: (2, 4), 2: (2, 4), 4: (4, 8), 8: (4, 8), 16: (8,)}
     found = {_cut(default): default}
-    for tiles, row_warps in ((tiles, warps) for tiles, all_warps in made.items() for warps in all_warps):
-        fits = batch <= 8 * tiles < 4 * batch or (tiles == 1 and batch <= 8)
-        if not (fits or (tiles >= 8 and batch > 64)):
-            continue
-        for splits in (1, 2, 3, 4, 6, 8, 12):
-            found[tiles, row_warps, splits] = linear.Plan(tiles, row_warps, splits)
-    return [item for item in found.values() if _fits(item, batch)]
-
-
-def _fits(plan: linear.Plan, batch: int) -> bool:
-    blocks, splits, layers_ = plan.grid(22016, batch)
-    return (
-        splits == 1
-        or blocks * splits * layers_ * 16 * plan.row_warps * 8 * plan.tiles * 4 <= linear.PARTIAL_BYTES
-    )
+    for tiles, row_warps, height in EVERY:
+        if batch <= 8 * tiles < 4 * batch or (tiles == 1 and batch <= 8) or (tiles == 8 and batch > 64):
+            for splits in (1, 2, 3, 4, 6, 8):
+                found[tiles, row_warps, height, splits] = linear.Plan(tiles, row_warps, height, splits)
+    roomy = linear.PARTIAL_BYTES
+    return [item for item in found.values() if item.splits == 1 or item.partial_bytes(22016, batch) <= roomy]
 
 
 def _call(x: Tensor, packed: Packed, chosen: linear.Plan) -> Callable[[], object]:
@@ -175,7 +170,7 @@ def sweep_attention() -> list[Row]:
                 row: Row = {"kv_heads": kv_heads, "batch": batch, "length": length, "blocks": blocks}
                 rows.append(row | {"us": round(micros, 2), "tbs": round(tbs, 3)})
             del caches
-    attention.BLOCKS_PER_PROCESSOR = 8
+    attention.BLOCKS_PER_PROCESSOR = 4
     return rows
 
 

@@ -17,7 +17,7 @@ from server.backends.torch_.kernels import activations, driver
 from server.backends.torch_.kernels.compile import CannotCompile
 from server.backends.torch_.kernels.packed import Packed
 
-LARGEST_BATCH = 256
+LARGEST_BATCH = 128
 THREADS = 256
 WARPS = 8
 PARTIAL_BYTES = 64 * 2**20  # sums of blocks that share rows
@@ -87,8 +87,20 @@ def small(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
     """Our kernel."""
     y = torch.empty(x.shape[0], packed.shape[0], dtype=x.dtype, device=x.device)
     if x.shape[0]:
-        launch(module(packed, x), x, packed, bias, y, plan(packed, x.shape[0], processors(x.device)))
+        launch(module(packed, x), x, packed, bias, y, plan(packed, x.shape[0], described(x.device)))
     return y
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    processors: int
+    shared_bytes: int  # that one block may have
+
+
+@cache
+def described(device: torch.device) -> Device:
+    found = torch.cuda.get_device_properties(device)
+    return Device(found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,30 +125,53 @@ class Plan:
         depth = WARPS // self.row_warps
         weights = WARPS * self.height * (2 * bits * 128 + scales * 64)
         stage = weights + depth * 2 * 8 * self.tiles * 128
-        return max(4 * stage, depth * 8 * self.tiles * (self.rows + 4) * 4)
+        return max((4 if self.height == 1 else 3) * stage, depth * 8 * self.tiles * (self.rows + 4) * 4)
 
     def partial_bytes(self, rows: int, batch: int) -> int:
         blocks, splits, layers = self.grid(rows, batch)
         return blocks * splits * layers * self.rows * 8 * self.tiles * 4
 
 
-CUTS = {1: ((1, 2, 1), (1, 4, 1)), 2: ((2, 2, 1), (2, 4, 1)), 4: ((4, 4, 1), (4, 8, 1)), 8: ((8, 4, 2), (8, 8, 2))}
-"""Tiles, row warps and height, low blocks before high ones, by the tiles of 8 rows of x."""
+CUTS = {
+    1: ((1, 2, 1), (1, 4, 1)),
+    2: ((2, 4, 1), (2, 4, 1)),
+    4: ((4, 4, 2), (4, 8, 1)),
+    8: ((8, 4, 2), (8, 8, 2)),
+}
+"""For each number of tiles: row warps and height where blocks are few, and where they are many."""
+TALL = 1.7  # what a block of the last kind costs more than one before it
+COLUMNS_TO_SPLIT = 1024  # fewest for each of the blocks that share rows
 
 
-def plan(packed: Packed, batch: int, processors: int) -> Plan:
-    """High blocks where there are enough of them for every processor, else low ones, then columns are split."""
-    tiles = next((tiles for tiles in CUTS if 8 * tiles >= batch), max(CUTS))
-    low, high = (Plan(*cut, splits=1) for cut in CUTS[tiles])
-    blocks, _, layers = high.grid(packed.shape[0], batch)
-    if blocks * layers >= processors:
-        return high
-    blocks, _, layers = low.grid(packed.shape[0], batch)
-    slabs = -(-packed.chunks // (2 * WARPS // low.row_warps))
-    splits = max(1, min(-(-processors // (blocks * layers)), slabs // 4))
-    while low.partial_bytes(packed.shape[0], batch) * splits > PARTIAL_BYTES:
+def plan(packed: Packed, batch: int, device: Device) -> Plan:
+    """The cut that fills the processors best, as measured on an H100; columns are split where blocks are too few."""
+    few, many = _cuts(packed, batch, device.shared_bytes)
+    rows, columns = packed.shape
+    blocks, waves = _filled(few, rows, batch, device)
+    if waves > (TALL if many.tiles == 8 else 1.0) * _filled(many, rows, batch, device)[1]:
+        return many
+    fewest = COLUMNS_TO_SPLIT if few.tiles > 2 else 4 * COLUMNS_TO_SPLIT
+    splits = max(1, min(device.processors // blocks, columns // fewest))
+    while few.partial_bytes(rows, batch) * splits > PARTIAL_BYTES:
         splits -= 1
-    return replace(low, splits=splits)
+    return replace(few, splits=splits)
+
+
+def _filled(plan: Plan, rows: int, batch: int, device: Device) -> tuple[int, int]:
+    """Blocks, and how often they fill the processors."""
+    blocks, _, layers = plan.grid(rows, batch)
+    return blocks * layers, -(-blocks * layers // device.processors)
+
+
+def _cuts(packed: Packed, batch: int, shared_bytes: int) -> tuple[Plan, Plan]:
+    """The two cuts of the smallest tile that holds the batch, among those that the device can hold."""
+    wanted = next((tiles for tiles in CUTS if 8 * tiles >= batch), max(CUTS))
+    for tiles in sorted((tiles for tiles in CUTS if tiles <= wanted), reverse=True):
+        plans = [Plan(*cut, splits=1) for cut in CUTS[tiles]]
+        held = [item for item in plans if item.shared_bytes(packed.bits, packed.span_scales) <= shared_bytes]
+        if held:
+            return held[0], held[-1]
+    raise AssertionError("the smallest block fits every device of compute capability 8.0 and up")
 
 
 def launch(
@@ -167,11 +202,6 @@ def launch_dequantize(kernels: driver.Module, packed: Packed, weight: Tensor) ->
     grid = (-(-packed.chunks // WARPS), packed.words.shape[0], 1)
     tensors = (packed.words, packed.scales, packed.book, weight)
     kernels.launch("dequantize", grid, THREADS, (*tensors, *sizes))
-
-
-@cache
-def processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache

@@ -156,25 +156,34 @@ __device__ __forceinline__ void paged(
   }
   if (busy == 1) return;
 
-  __shared__ u32 order;
-  __threadfence();
+  if (!last_to_arrive(arrived + group, busy)) return;
+  // How much of each block's result counts, divided by the whole; the blocks' warps have no more use for `joined`.
+  const float* all = partial + group * splits * GROUP * pitch;
+  auto* shares = &joined[0][0][0];
+  if (static_cast<int>(threadIdx.x) < used) {
+    const int h = threadIdx.x;
+    float largest = -infinity, total = 0;
+    for (int s = 0; s < busy; s++) largest = fmaxf(largest, load_shared_by_blocks(all + (s * GROUP + h) * pitch + size));
+    for (int s = 0; s < busy; s++) {
+      const float* one = all + (s * GROUP + h) * pitch + size;
+      const float kept = factor(load_shared_by_blocks(one), largest);
+      total += load_shared_by_blocks(one + 1) * kept;
+      shares[s * GROUP + h] = kept;
+    }
+    for (int s = 0; s < busy; s++) shares[s * GROUP + h] /= total;
+  }
   __syncthreads();
-  if (threadIdx.x == 0) order = atomicAdd(arrived + group, 1u);
-  __syncthreads();
-  if (order != busy - 1u) return;
-  __threadfence();
-  if (threadIdx.x == 0) arrived[group] = 0;  // for the next launch
   for (int j = threadIdx.x; j < used * size; j += THREADS) {
     const int h = j / size, i = j % size;
-    const float* all = partial + (group * splits * GROUP + h) * pitch;
-    float largest = -infinity, total = 0, sum = 0;
-    for (int s = 0; s < busy; s++) largest = fmaxf(largest, load_shared_by_blocks(all + s * GROUP * pitch + size));
-    for (int s = 0; s < busy; s++) {
-      const float kept = factor(load_shared_by_blocks(all + s * GROUP * pitch + size), largest);
-      total += load_shared_by_blocks(all + s * GROUP * pitch + size + 1) * kept;
-      sum += load_shared_by_blocks(all + s * GROUP * pitch + i) * kept;
+    float sum = 0;
+    for (int first = 0; first < busy; first += 8) {
+      float part[8];  // all on their way before the first is added
+#pragma unroll
+      for (int s = 0; s < 8; s++) part[s] = load_shared_by_blocks(all + (min(first + s, busy - 1) * GROUP + h) * pitch + i);
+#pragma unroll
+      for (int s = 0; s < 8; s++) sum += first + s < busy ? part[s] * shares[(first + s) * GROUP + h] : 0.0f;
     }
-    out[(static_cast<i64>(row) * heads + first_head + h) * size + i] = narrow(sum / total);
+    out[(static_cast<i64>(row) * heads + first_head + h) * size + i] = narrow(sum);
   }
 }
 

@@ -14,7 +14,7 @@ struct Shape {
   static constexpr int chunks = depth_warps * SPAN;  // that a block takes at a time
   static constexpr int rows = 16 * HEIGHT * ROW_WARPS;
   static constexpr int batch = 8 * TILES;
-  static constexpr int stages = 4;
+  static constexpr int stages = HEIGHT == 1 ? 4 : 3;
   static constexpr int pitch = rows + 4;  // of the sums in shared memory: no two lanes in one bank
 };
 
@@ -186,7 +186,6 @@ __device__ __forceinline__ void linear(
   using S = Shape<TILES, ROW_WARPS, HEIGHT>;
   DYNAMIC_SHARED(memory);
   __shared__ u32 book[BOOK ? 256 : 1];
-  __shared__ u32 order;
   const int warp = threadIdx.x / 32, batch0 = blockIdx.z * S::batch;
   const int tile = (static_cast<int>(blockIdx.x) * ROW_WARPS + warp % ROW_WARPS) * HEIGHT, tiles = (rows + 15) / 16;
   const int slabs = (chunks + S::chunks - 1) / S::chunks;
@@ -221,31 +220,36 @@ __device__ __forceinline__ void linear(
   __syncthreads();
 
   const int used = min(S::batch, batch - batch0), row0 = blockIdx.x * S::rows;
-  if (gridDim.y > 1) {
-    const i64 area = S::rows * S::batch;
-    float* all = partial + static_cast<i64>(blockIdx.z * gridDim.x + blockIdx.x) * gridDim.y * area;
-    for (int i = threadIdx.x; i < S::rows * used; i += THREADS)
-      all[blockIdx.y * area + i] = gather<TILES, ROW_WARPS, HEIGHT>(shared, i / S::rows, i % S::rows);
-    __threadfence();
-    __syncthreads();
-    u32* counter = arrived + blockIdx.z * gridDim.x + blockIdx.x;
-    if (threadIdx.x == 0) order = atomicAdd(counter, 1u);
-    __syncthreads();
-    if (order != gridDim.y - 1) return;
-    __threadfence();
-    if (threadIdx.x == 0) *counter = 0;  // for the next launch
+  if (gridDim.y == 1) {
     for (int i = threadIdx.x; i < S::rows * used; i += THREADS) {
-      float sum = 0;
-      for (int split = 0; split < static_cast<int>(gridDim.y); split++) sum += load_shared_by_blocks(all + split * area + i);
+      const float sum = gather<TILES, ROW_WARPS, HEIGHT>(shared, i / S::rows, i % S::rows);
       const int row = row0 + i % S::rows;
       if (row < rows) y[static_cast<i64>(batch0 + i / S::rows) * rows + row] = narrow(bias ? sum + widen(bias[row]) : sum);
     }
     return;
   }
-  for (int i = threadIdx.x; i < S::rows * used; i += THREADS) {
-    const float sum = gather<TILES, ROW_WARPS, HEIGHT>(shared, i / S::rows, i % S::rows);
-    const int row = row0 + i % S::rows;
-    if (row < rows) y[static_cast<i64>(batch0 + i / S::rows) * rows + row] = narrow(bias ? sum + widen(bias[row]) : sum);
+  const i64 area = S::rows * S::batch;
+  float* all = partial + static_cast<i64>(blockIdx.z * gridDim.x + blockIdx.x) * gridDim.y * area;
+  for (int i = threadIdx.x; i < S::rows * used; i += THREADS)
+    all[blockIdx.y * area + i] = gather<TILES, ROW_WARPS, HEIGHT>(shared, i / S::rows, i % S::rows);
+  if (!last_to_arrive(arrived + blockIdx.z * gridDim.x + blockIdx.x, gridDim.y)) return;
+  for (int i = threadIdx.x * 4; i < S::rows * used; i += THREADS * 4) {
+    float sum[4] = {};
+    for (int first = 0; first < static_cast<int>(gridDim.y); first += 4) {
+      Floats part[4];  // all on their way before the first is added
+#pragma unroll
+      for (int j = 0; j < 4; j++) part[j] = load4_shared_by_blocks(all + min(first + j, static_cast<int>(gridDim.y) - 1) * area + i);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) sum[k] += first + j < static_cast<int>(gridDim.y) ? part[j].value[k] : 0.0f;
+    }
+    u16* out = y + static_cast<i64>(batch0 + i / S::rows) * rows;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const int row = row0 + i % S::rows + k;
+      if (row < rows) out[row] = narrow(bias ? sum[k] + widen(bias[row]) : sum[k]);
+    }
   }
 }
 

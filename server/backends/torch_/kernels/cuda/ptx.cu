@@ -81,10 +81,23 @@ __device__ __forceinline__ void wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Reads past the first-level cache: what another block wrote.
+// Read past the first-level cache: what other blocks wrote.
 __device__ __forceinline__ float load_shared_by_blocks(const float* address) {
   float r;
   asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(r) : "l"(address) : "memory");
+  return r;
+}
+
+struct __align__(16) Floats {
+  float value[4];
+};
+
+__device__ __forceinline__ Floats load4_shared_by_blocks(const float* address) {
+  Floats r;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(r.value[0]), "=f"(r.value[1]), "=f"(r.value[2]), "=f"(r.value[3])
+               : "l"(address)
+               : "memory");
   return r;
 }
 
@@ -112,3 +125,17 @@ __device__ __forceinline__ u16 narrow(float value) {
 }
 
 __device__ __forceinline__ float swap_lanes(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// Whether this block is the last of `members` to come here; what the others wrote before is visible to it. The counter is left at zero
+// for the next launch.
+__device__ __forceinline__ bool last_to_arrive(u32* counter, u32 members) {
+  __shared__ u32 order;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) order = atomicAdd(counter, 1u);
+  __syncthreads();
+  if (order != members - 1) return false;
+  __threadfence();
+  if (threadIdx.x == 0) *counter = 0;
+  return true;
+}

@@ -267,3 +267,19 @@ template <int PENDING>
 static void wait() {}
 
 static float load_shared_by_blocks(const float* address) { return *address; }
+
+struct alignas(16) Floats {
+  float value[4];
+};
+
+static Floats load4_shared_by_blocks(const float* address) { return *reinterpret_cast<const Floats*>(address); }
+
+static bool last_to_arrive(u32* counter, u32 members) {
+  static u32 order;
+  __syncthreads();
+  if (threadIdx.x == 0) order = atomicAdd(counter, 1u);
+  __syncthreads();
+  if (order != members - 1) return false;
+  if (threadIdx.x == 0) *counter = 0;
+  return true;
+}

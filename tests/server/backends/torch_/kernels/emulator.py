@@ -35,8 +35,8 @@ def kernel_names(text: str) -> list[str]:
     plain = re.findall(
         r"^extern \"C\" __global__ void __launch_bounds__\(THREADS\) (\w+)\(", text, re.MULTILINE
     )
-    made = re.findall(r"^(LINEAR|PAGED)\((\d+), (\d+)\)", text, re.MULTILINE)
-    return plain + [f"{macro.lower()}_{first}_{second}" for macro, first, second in made]
+    made = re.findall(r"^(LINEAR|PAGED)\(([\d, ]+)\)", text, re.MULTILINE)
+    return plain + ["_".join([macro.lower(), *numbers.split(", ")]) for macro, numbers in made]
 
 
 def build(folder: Path, names: Sequence[str], defines: Mapping[str, int]) -> EmulatedModule:

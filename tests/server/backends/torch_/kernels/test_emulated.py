@@ -10,14 +10,11 @@ from typing import Protocol
 import pytest
 import torch
 from server.backends.torch_.kernels import activations, attention, linear, w8a8
-from server.backends.torch_.kernels.packed import pack
-
-from quant.layer import QuantizedLinear
+from server.backends.torch_.kernels.packed import Packed, pack
 from tests.server.backends.torch_.kernels import emulator
 from tests.server.backends.torch_.kernels.test_layout import affine, nf4
 
 LIMITS = {torch.float16: 1e-3, torch.bfloat16: 5e-3}
-PROCESSORS = 4
 
 
 class Builder(Protocol):
@@ -34,30 +31,39 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got.double() - want).norm() / want.norm().clamp_min(1e-30))
 
 
-LINEARS: list[tuple[QuantizedLinear, torch.dtype, Sequence[tuple[int, int]]]] = [
-    # (batch, blocks that share the columns)
-    (affine(4, 128, False, (80, 1088)), torch.float16, [(1, 1), (3, 2), (9, 1), (30, 2), (70, 1), (300, 1)]),
-    (affine(4, 32, True, (33, 96)), torch.bfloat16, [(2, 1), (17, 1)]),
-    (nf4((40, 320), nested=False), torch.float16, [(5, 1), (12, 2)]),
-    (affine(8, None, True, (33, 640)), torch.bfloat16, [(4, 1), (40, 2)]),
-    (affine(8, 64, False, (16, 192)), torch.float16, [(1, 1)]),
+LINEARS: list[tuple[QuantizedLinear, torch.dtype, Sequence[tuple[int, tuple[int, int, int, int]]]]] = [
+    # (batch, (tiles, row warps, height, splits))
+    (
+        affine(4, 128, False, (80, 1088)),
+        torch.float16,
+        [(1, (1, 1, 1, 1)), (3, (1, 2, 1, 2)), (9, (2, 4, 1, 1)), (30, (4, 4, 2, 2)), (70, (8, 8, 1, 1))],
+    ),
+    (
+        affine(4, 32, True, (33, 96)),
+        torch.bfloat16,
+        [(2, (1, 4, 1, 1)), (17, (4, 8, 1, 1)), (150, (8, 8, 2, 1))],
+    ),
+    (nf4((40, 320), nested=False), torch.float16, [(5, (1, 2, 1, 1)), (12, (2, 2, 1, 2))]),
+    (affine(8, None, True, (33, 640)), torch.bfloat16, [(4, (1, 2, 1, 1)), (40, (8, 4, 2, 2))]),
+    (affine(8, 64, False, (16, 192)), torch.float16, [(1, (1, 1, 1, 1)), (32, (4, 4, 1, 1))]),
 ]
 
 
 @pytest.mark.parametrize(("layer", "dtype", "runs"), LINEARS)
 def test_linear_layers(
-    build: Builder, layer: QuantizedLinear, dtype: torch.dtype, runs: Sequence[tuple[int, int]]
+    build: Builder,
+    layer: QuantizedLinear,
+    dtype: torch.dtype,
+    runs: Sequence[tuple[int, tuple[int, int, int, int]]],
 ) -> None:
     packed = pack(layer)
     kernels = build(linear.FILES[1:], linear.defines(packed, dtype))
     rows, columns = packed.shape
     weight, bias = layer.dequantize().double(), torch.randn(rows).to(dtype)
-    for batch, splits in runs:
+    for batch, cut in runs:
         x = torch.randn(batch, columns).to(dtype)
         y = torch.full((batch, rows), float("nan"), dtype=dtype)
-        default = linear.plan(packed, batch, PROCESSORS)
-        chosen = linear.Plan(default.tiles, default.row_warps, splits)
-        linear.launch(kernels, x, packed, bias, y, chosen)
+        linear.launch(kernels, x, packed, bias, y, linear.Plan(*cut))
         assert error(y, x.double() @ weight.T + bias.double()) < LIMITS[dtype]
         assert not linear.workspace(x.device)[1].any(), "counters are left as they were found"
     out = torch.full((rows, columns), float("nan"), dtype=dtype)
@@ -129,6 +135,19 @@ def test_rows_between_layers(build: Builder, dtype: torch.dtype, monkeypatch: py
     monkeypatch.setattr(activations, "runs_on", lambda *tensors, width=8: True)
     for got, expected in zip(everything(), want, strict=True):
         assert error(got, expected.double()) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("device", [linear.Device(132, 227 * 1024), linear.Device(40, 99 * 1024)])
+@pytest.mark.parametrize("batch", [1, 9, 33, 256])
+def test_plans_cover_the_product_and_fit(device: linear.Device, batch: int) -> None:
+    for shape in ((16, 64), (4096, 11008), (22016, 4096)):
+        packed = Packed(shape, 8, torch.empty(-(-shape[0] // 16), shape[1] // 64, 0), torch.empty(0, 1), 1, 0)
+        chosen = linear.plan(packed, batch, device)
+        blocks, _, layers = chosen.grid(shape[0], batch)
+        assert blocks * chosen.rows >= shape[0]
+        assert layers * chosen.tiles * 8 >= batch
+        assert chosen.splits == 1 or chosen.partial_bytes(shape[0], batch) <= linear.PARTIAL_BYTES
+        assert chosen.shared_bytes(8, 1) <= device.shared_bytes
 
 
 def test_int8_products_are_exact() -> None:
