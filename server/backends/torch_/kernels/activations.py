@@ -1,4 +1,6 @@
-"""What is done to rows between linear layers: norms, gates, rotary positions, rounding to int8. Each call is one launch on CUDA.
+"""What is done to rows between linear layers: norms, gates, rotary positions, rounding to int8.
+
+Each call is one launch on CUDA.
 
 On a CPU, and for float32, torch computes the same with the same roundings.
 """
@@ -75,10 +77,10 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def rope_and_store(
     qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, places: Tensor, heads: int
 ) -> Tensor:
-    """Queries [rows, heads, size] of qkv [rows, (heads + 2 KV heads) * size], turned; keys and values go into their pages.
+    """Queries [rows, heads, size] of qkv [rows, (heads + 2 KV heads) * size], turned; k, v go to their pages.
 
-    cos, sin [rows, turned <= size] as transformers makes them; keys, values [pages, 16, KV heads, size]; places int64 [rows], counted in
-    tokens from page 0's first, negative: nowhere.
+    cos, sin [rows, turned <= size] as in transformers; keys, values [pages, 16, KV heads, size]; places
+    int64 [rows], counted in tokens from page 0's first, negative: nowhere.
     """
     kv_heads, size = keys.shape[2:]
     rows, turned = qkv.shape[0], cos.shape[-1]
@@ -114,7 +116,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def round_rows(x: Tensor, threshold: float) -> Tensor:
-    """LLM.int8's activations [rows, width] as numbers: multiples of a row's absmax / 127, but outliers as they are.
+    """LLM.int8's activations [rows, width] as numbers: multiples of a row's absmax / 127, outliers unchanged.
 
     A row decides alone, so that its numbers do not depend on the batch.
     """

@@ -1,4 +1,4 @@
-"""Attention of one new token of each sequence over paged keys and values: cuda/attention.cu, and torch on a CPU."""
+"""Attention of one new token of each sequence over keys and values in pages: cuda/attention.cu."""
 
 from functools import cache
 
@@ -29,9 +29,9 @@ def paged_decode(  # noqa: PLR0913, PLR0917  a layer's whole state
 ) -> Tensor:
     """q [rows, heads, size] -> the same shape.
 
-    keys, values [pages, 16, KV heads, size]; tables int32 [rows, pages of a row]; lengths int32 [rows]: positions in the
-    pages, the new token's own included, 0 for a row that is none (its result is zeros). A token sees the newest `window`
-    positions. `softcap`: scores are cap * tanh(score / cap).
+    keys, values [pages, 16, KV heads, size]; tables int32 [rows, pages]; lengths int32 [rows]: positions in
+    the pages, the new token's own included, 0 for a row that is none (its result is zeros). A token sees the
+    newest `window` positions. `softcap`: scores are cap * tanh(score / cap).
     """
     if not runs_on(q, keys):
         return reference(q, keys, values, tables, lengths, scale, window, softcap)
@@ -83,7 +83,7 @@ def _processors(device: torch.device) -> int:
 
 @cache
 def _workspace(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Partial results, and how many have arrived (zero between launches). One stream at a time may use them."""
+    """Partial results, and how many have arrived (zero between launches). For one stream at a time."""
     return (
         torch.empty(PARTIAL_BYTES // 4, dtype=torch.float32, device=device),
         torch.zeros(COUNTERS, dtype=torch.int32, device=device),

@@ -1,6 +1,7 @@
 """CUDA C++ to machine code at first use, kept under the cache folder by source, options and architecture.
 
-NVRTC comes with CUDA builds of torch and needs neither headers nor a host compiler; where it is missing, nvcc is tried.
+NVRTC comes with CUDA builds of torch and needs neither headers nor a host compiler; without it, nvcc is
+tried.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ Defines = Mapping[str, int]
 
 
 class CannotCompile(Exception):
-    """No compiler was found, or it refused; one line, followed by the compiler's own words if there are any."""
+    """No compiler was found, or it refused; one line, then the compiler's own words if there are any."""
 
 
 def source(*names: str) -> str:

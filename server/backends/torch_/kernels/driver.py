@@ -1,4 +1,4 @@
-"""Loads machine code into torch's CUDA context and launches it on torch's current stream, through the driver's C interface."""
+"""Machine code in torch's CUDA context, launched on torch's current stream by the driver's C calls."""
 
 import ctypes
 from collections.abc import Sequence
@@ -105,6 +105,6 @@ def architecture(device: torch.device) -> str:
 
 @cache
 def load(device: torch.device, files: tuple[str, ...], defines: tuple[tuple[str, int], ...]) -> Module:
-    """Raises compile.CannotCompile. The first call for a device and options compiles (seconds), unless the cache has it."""
+    """Raises compile.CannotCompile. The first call compiles (seconds), unless the cache has it."""
     code = compiler.cubin(compiler.source(*files), dict(defines), architecture(device))
     return CudaModule(code, device)

@@ -1,8 +1,9 @@
 """Codes and scales in the order in which the kernels read them (cuda/decode.cu), and back.
 
-A chunk is 16 rows x 64 columns: what a warp multiplies at a time. Lane 4g + t holds of rows g and g + 8 the columns
-8t to 8t+7 ("first half") and 32+8t to 32+8t+7 ("second half"), which are the positions that mma.m16n8k16 gives the lane, up to an order
-of the columns that the activations follow. Chunks of 16 rows lie one after the other, so that a warp reads a run of bytes.
+A chunk is 16 rows x 64 columns: what a warp multiplies at a time. Lane 4g + t holds of rows g and g + 8 the
+columns 8t to 8t+7 ("first half") and 32+8t to 32+8t+7 ("second half"): the positions that mma.m16n8k16 gives
+the lane, up to an order of the columns that the activations follow. The chunks of 16 rows lie one after the
+other, so that a warp reads a run of bytes.
 docs/kernels.md has the picture.
 """
 
@@ -14,7 +15,7 @@ CHUNK_COLUMNS = 64
 SPAN_COLUMNS = 128  # columns whose scales a warp reads at a time
 
 PAIRED = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where column i of eight lies among a word's nibbles: one mask takes out a pair, as two 16-bit floats want it."""
+"""Where column i of eight lies among a word's nibbles: one mask takes out a pair of 16-bit floats."""
 PLAIN = (0, 1, 2, 3, 4, 5, 6, 7)
 """The same for codes that index a table, of which a byte looks up a pair."""
 
@@ -74,7 +75,7 @@ def _matrix(fragments: Tensor) -> Tensor:
 def pack_scales(scales: Tensor, zeros: Tensor | None, groups: int) -> Tensor:
     """[rows, fewer groups] to int32 [tiles, groups, 16 rows]: a float32 whose low 8 bits are the zero point.
 
-    The float keeps 15 bits after the point: scales stored as float16 or bfloat16 stay exact. Added groups are zero.
+    The float keeps 15 bits after the point: scales stored as float16 or bfloat16 stay exact.
     """
     rows = padded(scales.shape[0], TILE_ROWS)
     bits = (pad(scales.float(), rows, groups).contiguous().view(torch.int32) + 0x80) & ~0xFF

@@ -1,7 +1,7 @@
 """y = x weight^T for packed weights, on any device.
 
-CUDA: our kernel (cuda/linear.cu) up to `LARGEST_BATCH` rows, beyond it the weight is dequantized and the library
-multiplies. Where the kernel cannot be compiled: Triton, if it is installed. CPU: the same numbers from torch.
+CUDA: our kernel (cuda/linear.cu) up to `LARGEST_BATCH` rows, beyond it the weight is dequantized and the
+library multiplies. Where the kernel cannot be compiled: Triton, if it is there. CPU: torch, the same numbers.
 Every path on CUDA can be captured in a graph: no host synchronisation, launches that depend on shapes alone.
 """
 
@@ -105,7 +105,7 @@ def described(device: torch.device) -> Device:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a launch is cut: tiles of 8 rows of x, warps along the weight's rows, tiles of 16 rows a warp, splits."""
+    """A launch: tiles of 8 rows of x, warps along the weight's rows, tiles of 16 rows a warp, splits."""
 
     tiles: int
     row_warps: int
@@ -144,7 +144,7 @@ COLUMNS_TO_SPLIT = 1024  # fewest for each of the blocks that share rows
 
 
 def plan(packed: Packed, batch: int, device: Device) -> Plan:
-    """The cut that fills the processors best, as measured on an H100; columns are split where blocks are too few."""
+    """The cut that fills the processors best, as measured on an H100; few blocks share columns."""
     few, many = _cuts(packed, batch, device.shared_bytes)
     rows, columns = packed.shape
     blocks, waves = _filled(few, rows, batch, device)
@@ -206,7 +206,7 @@ def launch_dequantize(kernels: driver.Module, packed: Packed, weight: Tensor) ->
 
 @cache
 def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sums of blocks, and how many of them have arrived (zero between launches). One stream at a time may use them."""
+    """Sums of blocks, and how many have arrived (zero between launches). For one stream at a time."""
     return (
         torch.empty(PARTIAL_BYTES // 4, dtype=torch.float32, device=device),
         torch.zeros(COUNTERS, dtype=torch.int32, device=device),

@@ -21,8 +21,8 @@ class CannotPack(Exception):
 class Packed:
     """One matrix in fragment order.
 
-    `words` are codes, `scales` words of `layout.pack_scales`: `span_scales` of them for 128 columns, or one for
-    2^`shift` times 128. `book` holds the 16 values of a codebook. `threshold` is set for LLM.int8.
+    `words` are codes, `scales` words of `layout.pack_scales`: `span_scales` of them for 128 columns, or one
+    for 2^`shift` times 128. `book` holds the 16 values of a codebook. `threshold` is set for LLM.int8.
     """
 
     shape: tuple[int, int]  # rows, columns
@@ -140,7 +140,7 @@ def _pack_int8(layer: Int8Linear) -> Packed:
 def _grid(
     scales: Tensor, zeros: Tensor | None, group: int | None, shape: tuple[int, int]
 ) -> tuple[Tensor, int, int]:
-    """Scale words, scales in 128 columns, shift. Odd groups are written as several of a width the kernels know."""
+    """Scale words, scales in 128 columns, shift. Odd groups become several of a width that is known."""
     columns = shape[1]
     if columns % 8:
         raise CannotPack("rows of activations are not whole 16-byte pieces")

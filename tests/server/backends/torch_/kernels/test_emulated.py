@@ -9,6 +9,8 @@ from typing import Protocol
 
 import pytest
 import torch
+
+from quant.layer import QuantizedLinear
 from server.backends.torch_.kernels import activations, attention, linear, w8a8
 from server.backends.torch_.kernels.packed import Packed, pack
 from tests.server.backends.torch_.kernels import emulator

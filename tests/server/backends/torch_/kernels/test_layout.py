@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from server.backends.torch_.kernels import layout
-from server.backends.torch_.kernels.packed import CannotPack, concatenate, pack
 
 from quant.layer import AffineLinear, CodebookLinear, Int8Linear, NestedScales, QuantizedLinear
 from quant.scheme import Scheme
+from server.backends.torch_.kernels import layout
+from server.backends.torch_.kernels.packed import CannotPack, concatenate, pack
 
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 300))
 
