@@ -8,6 +8,7 @@ Every path on CUDA can be captured in a graph: no host synchronisation, launches
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ class Device:
 
 @cache
 def described(device: torch.device) -> Device:
-    found = torch.cuda.get_device_properties(device)
+    found: Any = torch.cuda.get_device_properties(device)  # its type leaves some attributes out
     return Device(found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
