@@ -31,8 +31,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, tiny_chat: Path) -> Path:
     outcome = LINE.fullmatch(done.stdout)
     assert outcome is not None, done.stdout
     assert outcome[1] == "built"
-    stages = [line.split()[1] for line in done.stderr.splitlines()]
-    assert list(dict.fromkeys(stages)) == ["pull", "convert", "check", "quantize", "publish"]
+    shown = list(dict.fromkeys(line.split()[1] for line in done.stderr.splitlines()))
+    stages = ["pull", "convert", "check", "quantize", "publish"]
+    assert shown == [stage for stage in stages if stage in shown]
+    assert len(shown) >= 3  # a stage may be over between two looks at the builder's report
     return folder
 
 
