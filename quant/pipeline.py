@@ -6,7 +6,7 @@ at any moment: the next build goes on after the last stage that the journal has.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,20 +19,23 @@ from quant.gguf.header import read_header
 from quant.journal import Journal
 from quant.plan import FloatType, base_type, require_buildable, require_room, variant_key
 from quant.progress import Progress, Report
-from quant.recipe import GgufRecipe, Recipe
+from quant.recipe import SELF, GgufRecipe, Recipe
 from quant.source import Source
 from quant.store import Build, Variant, VariantStore
 from quant.texts import text_files, words_of, write_texts
 from quant.torch_plan import PLAIN
+from quant.torch_recipe import Calibration
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from quant.gguf.convert import Conversion
+    from quant.text_choice import Text
 
 __all__ = ["Outcome", "Progress", "build_variant", "require_room", "variant_key"]
 
 MODEL = "model.gguf"
+IMATRIX = "imatrix.gguf"
 PACKAGES = ("gguf", "llama-cpp-python")
 
 
@@ -188,6 +191,45 @@ class GgufRoad(Road):
 
         if self.journal.has("quantize"):
             return
+        recipe = self.recipe
+        if recipe.imatrix == SELF:
+            recipe = replace(recipe, imatrix=str(self._imatrix(base)))
         with self.stage("quantize", "tensors") as step:
-            quantize(base, model, self.recipe, progress=step, threads=self.threads)
+            quantize(base, model, recipe, progress=step, threads=self.threads)
             self.journal.add("quantize", model)
+
+    def _imatrix(self, base: Path) -> Path:
+        """Collected here, and published with the model."""
+        from quant.gguf.collect import collect
+        from quant.gguf.imatrix import write_imatrix
+
+        target = self.place.out / IMATRIX
+        if self.journal.has("imatrix"):
+            return target
+        text, tokens = self._calibration()
+        with self.stage("imatrix", "texts") as step:
+            sums = collect(base, tokens, progress=step, threads=self.threads)
+            write_imatrix(target, sums, text=text.kind, chunk_tokens=text.length)
+            self.journal.add("imatrix", target)
+        return target
+
+    def _calibration(self) -> "tuple[Text, list[list[int]]]":
+        """The text that the torch formats' methods see. Raises BadRecipe without torch, which writes it."""
+        try:
+            import torch
+
+            from quant.calibrate import calibration_tokens
+            from quant.layout import read_layout
+            from quant.text_choice import choose_text
+        except ModuleNotFoundError as error:
+            raise BadRecipe(
+                f"an imatrix of the source's own text needs {error.name}, which is not installed"
+            ) from error
+        layout = read_layout(self.source)
+        text = choose_text(Calibration(), layout, "cpu")
+        rows, cache = layout.embedding.shape[0], self.place.store.cache
+        with self.stage("calibrate", "steps"):
+            found = calibration_tokens(
+                self.source, text, rows, cache=cache, device=torch.device("cpu"), report=self.report
+            )
+        return text, found.tolist()

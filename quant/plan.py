@@ -11,7 +11,7 @@ from quant.errors import BadRecipe, DiskFull
 from quant.files import folder_bytes
 from quant.ggml import FLOAT_TYPES
 from quant.gguf.header import read_header
-from quant.recipe import GgufRecipe, Recipe, TorchRecipe
+from quant.recipe import SELF, GgufRecipe, Recipe, TorchRecipe
 from quant.safetensors_header import TensorInfo
 from quant.source import Source
 from quant.store import VariantStore
@@ -58,6 +58,8 @@ def require_buildable(source: Source, recipe: Recipe) -> None:
         return
     if source.kind == "hf":
         return
+    if recipe.imatrix == SELF:
+        raise BadRecipe("an imatrix is collected from a checkpoint; for a GGUF source, name an imatrix file")
     have = read_header(source.path).file_type
     if have not in REQUANTIZABLE:
         raise BadRecipe(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["pull", "convert", "check", "calibrate", "quantize", "assemble", "publish"]
+Stage = Literal["pull", "convert", "check", "calibrate", "imatrix", "quantize", "assemble", "publish"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,13 @@ __all__ = ["GGUF_PRESETS", "PRESETS", "TORCH_PRESETS", "GgufRecipe", "Recipe", "
 Body = Mapping[str, str | list[list[str]]]
 
 MOST_OVERRIDES = 64
+SELF = "self"  # an imatrix that the build collects, from text that the source writes
 _FIELDS = frozenset({"method", "format", "type", "overrides", "imatrix"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufRecipe:
-    """Made by `parse_recipe`, which checks it. `imatrix` is a path; the digest sees the file's content."""
+    """Made by `parse_recipe`; `imatrix`: SELF or a path; the digest sees a file's content."""
 
     method: str = "llama"
     format: str = "gguf"
@@ -48,10 +49,10 @@ class GgufRecipe:
     @property
     def body(self) -> Body:
         """The canonical form that is digested and written to manifests. Raises BadRecipe (imatrix gone)."""
-        if self.imatrix is None:
+        if self.imatrix in {None, SELF}:
             return self.spec
         try:
-            return {**self.spec, "imatrix": f"sha256:{content_digest(Path(self.imatrix))}"}
+            return {**self.spec, "imatrix": f"sha256:{content_digest(Path(self.imatrix or ''))}"}
         except (OSError, BadSource) as error:
             raise BadRecipe("the imatrix file cannot be read") from error
 
@@ -61,7 +62,7 @@ class GgufRecipe:
 
     @property
     def name(self) -> str:
-        if self.overrides or self.imatrix:
+        if self != GGUF_PRESETS.get(self.type):
             return f"custom-{self.digest[:8]}"
         return self.type
 
@@ -69,7 +70,7 @@ class GgufRecipe:
 Recipe = GgufRecipe | TorchRecipe
 
 GGUF_PRESETS: Mapping[str, GgufRecipe] = MappingProxyType(
-    {name: GgufRecipe(type=name) for name in FILE_TYPES if name not in NEED_IMATRIX}
+    {name: GgufRecipe(type=name, imatrix=SELF if name in NEED_IMATRIX else None) for name in FILE_TYPES}
 )
 PRESETS: Mapping[str, Recipe] = MappingProxyType({**GGUF_PRESETS, **TORCH_PRESETS})
 
@@ -92,10 +93,8 @@ def _parse_gguf(spec: Mapping[str, object], local: bool) -> GgufRecipe:
     for field, only in (("method", "llama"), ("format", "gguf")):
         if spec.get(field, only) != only:
             raise BadRecipe(f"{field} {shown(spec[field])} is unknown; there is {only}")
-    imatrix = _imatrix(spec.get("imatrix"), local)
     kind = _type_name(spec.get("type"))
-    if kind in NEED_IMATRIX and imatrix is None:
-        raise BadRecipe(_needs_imatrix(kind))
+    imatrix = _imatrix(spec.get("imatrix"), local) or GGUF_PRESETS[kind].imatrix
     overrides = _overrides(spec.get("overrides", ()), kind, imatrix)
     return GgufRecipe(type=kind, overrides=overrides, imatrix=imatrix)
 
@@ -103,10 +102,7 @@ def _parse_gguf(spec: Mapping[str, object], local: bool) -> GgufRecipe:
 def _named(spec: str) -> Recipe:
     if preset := TORCH_PRESETS.get(spec.strip().lower()):
         return preset
-    kind = _type_name(spec)
-    if kind in NEED_IMATRIX:
-        raise BadRecipe(_needs_imatrix(kind))
-    return GGUF_PRESETS[kind]
+    return GGUF_PRESETS[_type_name(spec)]
 
 
 def _type_name(value: object) -> str:
@@ -127,8 +123,8 @@ def _needs_imatrix(kind: str) -> str:
 
 
 def _imatrix(value: object, local: bool) -> str | None:
-    if value is None:
-        return None
+    if value is None or value == SELF:
+        return SELF if value else None
     if not local:
         raise BadRecipe("an imatrix file can be named on the server's own command line only")
     if not isinstance(value, str) or not Path(value).is_file():

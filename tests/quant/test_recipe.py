@@ -10,14 +10,15 @@ from quant.recipe import GGUF_PRESETS, PRESETS, TORCH_PRESETS, GgufRecipe, Torch
 from quant.scheme import Scheme
 
 
-def test_every_type_is_a_preset_or_says_that_it_needs_an_imatrix() -> None:
-    assert GGUF_PRESETS.keys() | NEED_IMATRIX == FILE_TYPES.keys()
+def test_every_type_is_a_preset_and_collects_an_imatrix_where_it_needs_one() -> None:
+    assert GGUF_PRESETS.keys() == FILE_TYPES.keys()
     for name in FILE_TYPES:
-        if name in NEED_IMATRIX:
-            with pytest.raises(BadRecipe, match=f"{name} needs an importance matrix"):
-                parse_recipe(name)
-        else:
-            assert parse_recipe(name.upper()).name == name
+        recipe = parse_recipe(name.upper())
+        assert isinstance(recipe, GgufRecipe)
+        assert recipe.name == name
+        assert (recipe.imatrix == "self") == (name in NEED_IMATRIX)
+        assert parse_recipe({"type": name}) == recipe
+    assert parse_recipe({"type": "q4_0", "imatrix": "self"}).name.startswith("custom-")
 
 
 def test_digests_are_those_that_are_on_disks() -> None:

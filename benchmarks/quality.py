@@ -1,0 +1,200 @@
+"""`python -m benchmarks.quality`: how far 4-bit variants are from their source, method by method.
+
+Builds each variant of each model (the cache keeps them), scores the written files on a held-out text and on
+answers that the source writes itself, and prints mean KL divergences with standard errors paired over chunks,
+differences, and whether the relations hold that ought to. Variants that others made of the same model are
+named with --peer OURS=FOLDER or OURS=FILE.gguf.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quant.calibrate import speech_for
+from quant.measure.decoded import torch_scorer
+from quant.measure.llama import gguf_scorer
+from quant.measure.score import Comparison, Reference, Scorer, compare, reference
+from quant.measure.stored import load_reference, save_reference
+from quant.measure.text import Chunk, Text, chunked, read_corpus
+from quant.pipeline import build_variant
+from quant.progress import ignore
+from quant.recipe import parse_recipe
+from quant.sampling import write_answers
+from quant.source import Source, open_source
+from quant.store import VariantStore
+from quant.text_choice import Text as Wanted
+
+SCHEME = {"bits": 4, "group": 128, "symmetric": True}
+METHODS = ("rtn", "gptq", "awq", "awq+gptq", "best")
+CHUNK = 512
+PEER_FACTOR = 1.02
+# (closer one, further one, whether the difference has to be certain)
+RELATIONS = (
+    ("gptq", "rtn", True),
+    ("gptq", "awq", True),
+    ("awq", "rtn", False),
+    ("awq+gptq", "gptq", False),
+    ("best", "awq+gptq", False),
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    source: Source
+    store: VariantStore
+    threads: int
+    texts: Mapping[str, Text]
+
+    def references(self) -> dict[str, Reference]:
+        return {name: self._reference(text) for name, text in self.texts.items()}
+
+    def _reference(self, text: Text) -> Reference:
+        """Computed once for a source and a text."""
+        folder = self.store.cache / "references"
+        path = folder / f"{self.source.digest[:16]}-{text.digest[:16]}.safetensors"
+        if path.exists():
+            return load_reference(path, text)
+        with torch_scorer(self.source.path, threads=self.threads) as scorer:
+            found = reference(scorer, text)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_reference(found, path)
+        return found
+
+    def scored(self, files: Path, references: Mapping[str, Reference]) -> dict[str, Comparison]:
+        with self._scorer(files) as scorer:
+            return {name: compare(scorer, source) for name, source in references.items()}
+
+    def _scorer(self, files: Path) -> AbstractContextManager[Scorer]:
+        model = files / "model.gguf" if files.is_dir() else files
+        if model.is_file():
+            longest = max(text.longest for text in self.texts.values())
+            return gguf_scorer(model, context=longest, threads=self.threads)
+        return torch_scorer(files, threads=self.threads)
+
+    def build(self, name: str) -> Path:
+        recipe = parse_recipe(recipe_of(name))
+        return build_variant(
+            self.source, recipe, self.store, progress=ignore, threads=self.threads, device="cpu"
+        ).variant.path
+
+
+def recipe_of(name: str) -> str | dict[str, Any]:
+    """A method at 4 bits, a preset's name, or a type of llama.cpp's with our imatrix ("q4_0+imatrix")."""
+    if name in METHODS:
+        return {"method": name, "format": "compressed-tensors", "scheme": SCHEME}
+    if name.endswith("+imatrix"):
+        return {"type": name.removesuffix("+imatrix"), "imatrix": "self"}
+    return name
+
+
+def prose(source: Source, path: Path, chunks: int) -> Text:
+    """Chunks spread over the whole file, so that each kind of text in it counts."""
+    text = chunked(read_corpus(path, source.path / "tokenizer.json"), CHUNK)
+    step = max(1, len(text.chunks) // chunks)
+    return Text(
+        chunks=text.chunks[::step][:chunks],
+        corpus=text.corpus,
+        tokenizer=text.tokenizer,
+        cut=f"every {step}th chunk of {text.cut}",
+    )
+
+
+def answers(source: Source, count: int) -> Text:
+    """What the source says to questions that calibration does not use; only its own tokens count."""
+    speech = speech_for(source, "evaluation", int(source.config["vocab_size"]))
+    wanted = Wanted(kind="self", samples=count, length=256, seed=1)
+    written = write_answers(source.path, speech, wanted, device=torch.device("cpu"), report=ignore)
+    chunks = tuple(Chunk(answer.tokens, answer.prompt) for answer in written)
+    return Text(chunks=chunks, corpus="self-generated", tokenizer=source.digest, cut="answers")
+
+
+def lines(title: str, found: Mapping[str, Comparison], peers: Mapping[str, str]) -> Iterator[str]:
+    yield f"\n### {title}\n"
+    yield "| variant | mean KL | median | 99 % | top-1 | ln PPL change |"
+    yield "|---|---|---|---|---|---|"
+    for name, comparison in found.items():
+        score = comparison.score()
+        yield (
+            f"| {name} | {score.mean} | {score.median.value:.4f} | {score.p99.value:.3f} "
+            f"| {score.top1.value:.1%} | {score.log_perplexity_change} |"
+        )
+    yield "\n| relation | difference | in errors | holds |"
+    yield "|---|---|---|---|"
+    for closer, further, certain in RELATIONS:
+        if closer in found and further in found:
+            yield relation(f"{closer} {'<' if certain else '<='} {further}", found, closer, further, certain)
+    for peer, ours in peers.items():
+        if peer in found and ours in found:
+            ratio = found[ours].score().mean.value / found[peer].score().mean.value
+            label = f"{ours} <= {PEER_FACTOR} x {peer} (ratio {ratio:.3f})"
+            yield relation(label, found, ours, peer, certain=False, factor=PEER_FACTOR)
+
+
+def relation(
+    label: str,
+    found: Mapping[str, Comparison],
+    closer: str,
+    further: str,
+    certain: bool,
+    factor: float = 1.0,
+) -> str:
+    """`certain`: below by more than two errors; else not above by more than two."""
+    difference = found[closer].further_than(found[further], factor)
+    errors = difference.value / difference.error if difference.error else 0.0
+    holds = errors < -2 if certain else errors <= 2
+    verdict = "yes" if holds else "NO"
+    return f"| {label} | {difference.value:+.5f} ± {difference.error:.5f} | {errors:+.1f} | {verdict} |"
+
+
+def run(arguments: argparse.Namespace, model: Path) -> bool:
+    store = VariantStore(arguments.cache)
+    source = open_source(str(model), cache=arguments.cache)
+    texts = {}
+    if arguments.corpus:
+        texts[arguments.corpus.name] = prose(source, arguments.corpus, arguments.chunks)
+    if arguments.answers:
+        texts["self-generated"] = answers(source, arguments.answers)
+    bench = Bench(source, store, arguments.threads, texts)
+    references = bench.references()
+    found: dict[str, dict[str, Comparison]] = {name: {} for name in texts}
+    peers = {f"peer of {ours}": (ours, Path(files)) for ours, _, files in arguments.peer}
+    places = {name: bench.build(name) for name in arguments.variants}
+    for name, files in {**places, **{peer: files for peer, (_, files) in peers.items()}}.items():
+        for text, comparison in bench.scored(files, references).items():
+            found[text][name] = comparison
+            print(f"{model.name} {text} {name}: {comparison.score().mean}", file=sys.stderr, flush=True)
+    told = [
+        line
+        for text, comparisons in found.items()
+        for line in lines(
+            f"{model.name}, {text}: {len(texts[text].chunks)} chunks, {texts[text].scored:,} tokens",
+            comparisons,
+            {peer: ours for peer, (ours, _) in peers.items()},
+        )
+    ]
+    print("\n".join(told), flush=True)
+    return not any(line.endswith("| NO |") for line in told)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", type=Path, default=[Path("models/tiny-chat")])
+    parser.add_argument("--variants", nargs="+", default=list(METHODS), help="methods, presets, TYPE+imatrix")
+    parser.add_argument("--corpus", type=Path, help="held-out text")
+    parser.add_argument("--chunks", type=int, default=60, help="of the corpus")
+    parser.add_argument("--answers", type=int, default=0, help="that the source writes itself")
+    parser.add_argument("--peer", action="append", default=[], type=lambda text: text.partition("="))
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/quantserve-quality"))
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    return 0 if all([run(arguments, model) for model in arguments.models]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
