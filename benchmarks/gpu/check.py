@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import kernel_checks
+from benchmarks.gpu import kernel_checks, model_checks
 from benchmarks.gpu.kernel_checks import Checked
 
 
@@ -45,6 +45,10 @@ def main() -> int:
         *report("graphs", kernel_checks.graphs()),
         *report("Triton", kernel_checks.triton_linears(arguments.count // 4)),
     ]
+    if not arguments.kernels_only:
+        checked += report("tiny-chat, formats", model_checks.formats())
+        checked += report("tiny-chat, graphs", model_checks.graphs_and_eager())
+        checked += report("tiny-chat, 64 requests", model_checks.stress())
     if arguments.json:
         arguments.json.write_text(json.dumps([(item.name, item.error, item.limit) for item in checked]))
     return int(not all(item.fine for item in checked))
