@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from server.cli import chat, doctor, pull, quantize, serve, variants
+from server.cli import chat, doctor, pull, quantize, recommend, serve, variants
 
 app = typer.Typer(
     name="quantserve",
@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 app.command()(serve.serve)
 app.command()(quantize.quantize)
+app.command()(recommend.recommend)
 app.command()(chat.chat)
 app.command()(pull.pull)
 app.command()(doctor.doctor)
