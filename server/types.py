@@ -20,7 +20,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_k: int = 0  # 0: off
     min_p: float = 0.0
     seed: int = 0  # always set by the API (random where the client gave none)
-    reproducible: bool = False  # computed as if alone: the same bits whatever else runs
+    reproducible: bool = True  # computed as if alone: the same bits whatever else runs
     presence_penalty: float = 0.0  # over generated tokens
     frequency_penalty: float = 0.0  # over generated tokens
     repetition_penalty: float = 1.0  # over prompt and generated tokens

@@ -80,7 +80,7 @@ def _turn(
 
 
 def greedy(name: str, prompt: Sequence[int], count: int, logprobs: int | None = None) -> Generate:
-    params = SamplingParams(max_tokens=count, temperature=0.0, logprobs=logprobs)
+    params = SamplingParams(max_tokens=count, temperature=0.0, logprobs=logprobs, reproducible=False)
     return Generate(id=name, prompt=tuple(prompt), params=params)
 
 

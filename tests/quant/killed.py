@@ -4,6 +4,7 @@ A process of its own, which has imported everything and has no threads, so that 
 millisecond. It checks what they leave and ends with an error at the first thing that is wrong.
 """
 
+import itertools
 import json
 import os
 import random
@@ -102,12 +103,18 @@ def _die_before(last: int, work: Callable[[], None]) -> None:
     work()
 
 
-def at_random(folder: Path, model: str, recipe: str, rounds: str) -> int:
-    """Kill whole builds, half at a stage's progress, half at a moment of the clock; then build to the end."""
+def at_random(folder: Path, model: str, recipe: str, kills: str) -> int:
+    """Kill whole builds, half at a stage's progress, half at a moment of the clock; then build to the end.
+
+    A clock's moment can come after the build's end: rounds go on until so many died.
+    """
     _import_everything(recipe)
     expected, seconds, steps = _undisturbed(folder / "calm", model, recipe)
     rng, killed = random.Random(0), 0
-    for number in range(int(rounds)):
+    for number in itertools.count():
+        if killed >= int(kills):
+            break
+        assert number < 4 * int(kills), f"{killed} kills in {number} rounds"
         cache = folder / str(number)
         for _ in range(rng.choice([1, 1, 2])):
             if number % 2:

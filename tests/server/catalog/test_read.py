@@ -216,7 +216,6 @@ CHECKED_ALONE = [
     ("models: {tiny: {source: tiny, variants: []}}", "variants: an empty list"),
     ("models: {tiny: {source: tiny, variants: q4_k_m}}", "variants: must be a list, not a text"),
     ("models: {tiny: {source: tiny, variants: [q4_k_m, q4_k_m]}}", "variants: 'q4_k_m' is listed twice"),
-    ("models: {tiny: {source: tiny, variants: [iq2_xxs]}}", "variants: iq2_xxs needs an importance matrix"),
     (
         "models: {tiny: {source: tiny, default: ../q4_k_m}}",
         "default: a recipe is a name such as q4_k_m, never a path",

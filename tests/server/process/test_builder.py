@@ -64,7 +64,7 @@ def test_a_build_ends_with_one_line_and_its_last_progress(tmp_path: Path, source
     [
         ("no-such", "bad_recipe"),
         ({"type": "q4_0", "what": 1}, "bad_recipe"),
-        ("iq1_s", "bad_recipe"),
+        ({"type": "q4_0", "overrides": [["x", "iq1_s"]]}, "bad_recipe"),
         (7, "build_failed"),
     ],
 )

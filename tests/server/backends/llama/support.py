@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from server.engine.step import Batch, Executor, Release, Row, RowResult, SlotOp
 from server.types import SamplingParams, TokenLogprobs
 
-_keys = itertools.count()
+_keys = itertools.count(1_000_000)  # an engine loop over the same executor counts its own from 0
 
 TEXTS = (
     "The capital of France is Paris, and the capital of Italy is Rome.",
@@ -30,8 +30,8 @@ TEXTS = (
 
 
 def params(**changes: float | tuple[tuple[int, float], ...] | None) -> SamplingParams:
-    """Greedy, with logprobs of the chosen token, unless said otherwise."""
-    plain: dict[str, object] = {"max_tokens": 64, "temperature": 0.0, "logprobs": 0}
+    """Greedy, batched with others, with logprobs of the chosen token, unless said otherwise."""
+    plain: dict[str, object] = {"max_tokens": 64, "temperature": 0.0, "logprobs": 0, "reproducible": False}
     return SamplingParams(**(plain | changes))  # type: ignore[arg-type]  # the fields differ in type
 
 

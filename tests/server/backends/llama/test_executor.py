@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from server.backends.llama.backend import LlamaOpened
 from server.backends.llama.executor import LlamaExecutor
 from server.engine.step import CopyPrefix, Executor, Release, Trim
-from server.types import TokenLogprobs
+from server.types import SamplingParams, TokenLogprobs
 from tests.server.backends.llama.support import (
     TEXTS,
     Line,
@@ -42,6 +42,15 @@ def together_and_alone(opened: LlamaOpened, *, reproducible: bool = False) -> li
         found += differences(batched, alone)
     assert len(found) > 16 * 9 * 15  # nearly all of the 20 are the same tokens
     return found
+
+
+def test_sixteen_at_once_are_as_one_at_a_time_unless_speed_is_asked_for(q4: LlamaOpened) -> None:
+    executor, top = q4.executor, SamplingParams(max_tokens=64, temperature=0.0, logprobs=20)
+    prompts, rest = prompts_and_rest(q4)
+    together = follow(executor, [Line(list(prompt), top) for prompt in prompts], rest)
+    for prompt, forced, batched in zip(prompts, rest, together, strict=True):
+        (alone,) = follow(executor, [Line(list(prompt), top)], [forced])
+        assert max(differences(batched, alone)) == 0.0
 
 
 def test_sixteen_at_once_are_as_one_at_a_time_in_f32(either: LlamaOpened) -> None:

@@ -27,7 +27,7 @@ def prompts(tiny_chat: Path) -> list[list[int]]:
 
 def answers_of(folder: Path, prompts: list[list[int]], size: int = 64, **options: str) -> list[Answer]:
     executor = open_model(folder, options=options)
-    wanted = SamplingParams(max_tokens=size, temperature=0.0, logprobs=2)
+    wanted = SamplingParams(max_tokens=size, temperature=0.0, logprobs=2, reproducible=False)
     requests = [
         Generate(id=str(number), prompt=tuple(prompt), params=wanted) for number, prompt in enumerate(prompts)
     ]
