@@ -19,6 +19,12 @@ class BadSource(QuantError):
     code = "bad_source"
 
 
+class DownloadBroken(BadSource):
+    """A hub that answered before does not go on: asking again may help."""
+
+    code = "download_broken"
+
+
 class UnsupportedArchitecture(BadSource):
     """The architecture has no row in the family table."""
 

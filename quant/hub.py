@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from quant.checkpoint import CONFIG, INDEX, TEXT_FILES, read_config, weight_files
-from quant.errors import BadSource, DiskFull
+from quant.checkpoint import CONFIG, INDEX, TEXT_FILES, WEIGHTS, read_config, weight_files
+from quant.errors import BadSource, DiskFull, DownloadBroken
 from quant.files import disk_full_is_typed
 from quant.progress import Progress, Report
 
@@ -48,14 +48,25 @@ class Hub:
         Raises BadSource, and DiskFull before anything is downloaded. A hub that cannot be reached is no error
         where the snapshot is there already.
         """
-        with _hub_errors(wanted), disk_full_is_typed():
-            sizes = None if local_only else self._sizes(wanted)
-            return self._pull(wanted, sizes, report) if sizes is not None else self._local(wanted)
+        with _hub_errors(wanted, local_only), disk_full_is_typed():
+            if local_only:
+                return self._local(wanted)
+            sizes = self._sizes(wanted)
+            return self._whole(wanted) if sizes is None else self._pull(wanted, sizes, report)
 
     def _local(self, wanted: HubId) -> Path:
         """The texts must be there; which weights must, the caller learns from them."""
         patterns = [*TEXT_FILES, INDEX]
         return self._download(wanted.repo, wanted.revision, allow_patterns=patterns, local_files_only=True)
+
+    def _whole(self, wanted: HubId) -> Path:
+        """What is here of a hub that cannot be reached. Raises DownloadBroken where weights are missing."""
+        folder = self._local(wanted)
+        names = frozenset(path.name for path in folder.iterdir())
+        weights = weight_files(folder, names) if {INDEX, WEIGHTS} & names else (WEIGHTS,)
+        if not all((folder / name).exists() for name in weights):
+            raise DownloadBroken(f"{wanted.repo} is not wholly on this machine, and no hub can be reached")
+        return folder
 
     def _pull(self, wanted: HubId, sizes: dict[str, int], report: Report) -> Path:
         """Texts first: a model that is refused costs no download of weights."""
@@ -111,7 +122,7 @@ def _has_gguf(sizes: dict[str, int]) -> bool:
 
 
 @contextmanager
-def _hub_errors(wanted: HubId) -> Iterator[None]:
+def _hub_errors(wanted: HubId, local_only: bool) -> Iterator[None]:
     """huggingface_hub's errors as one line each."""
     from huggingface_hub import errors
 
@@ -127,9 +138,21 @@ def _hub_errors(wanted: HubId) -> Iterator[None]:
     except errors.RepositoryNotFoundError as error:
         raise BadSource(f"there is no folder and no hub repository {wanted.repo}") from error
     except (errors.LocalEntryNotFoundError, FileNotFoundError) as error:
-        raise BadSource(f"{at} is not, or not wholly, on this machine, and was not downloaded") from error
-    except (errors.HTTPError, errors.XetDownloadError, ValueError) as error:  # type: ignore[attr-defined]
-        raise BadSource(f"{at} could not be downloaded ({type(error).__name__})") from error
+        kind = BadSource if local_only else DownloadBroken
+        raise kind(f"{at} is not, or not wholly, on this machine, and was not downloaded") from error
+    except (errors.HTTPError, errors.XetDownloadError, ValueError, EOFError) as error:  # type: ignore[attr-defined]
+        raise _broken(at, error) from error
+
+
+def _broken(at: str, error: Exception) -> BadSource:
+    """Answers of a hub are final, but for those that say to come back later."""
+    from huggingface_hub import errors
+
+    text = f"{at} could not be downloaded ({type(error).__name__})"
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        return DownloadBroken(text) if status in {408, 429} or status >= 500 else BadSource(text)
+    return BadSource(text) if isinstance(error, ValueError) else DownloadBroken(text)
 
 
 def _bar(report: Report | None) -> type[Any]:

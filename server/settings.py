@@ -55,6 +55,7 @@ class Settings:
     default_context: int = 4096  # tokens, for models that name no context
     lark_grammars: bool = False  # take grammars from requests, besides schemas, expressions and choices
     cache_max_bytes: int | None = None  # None: what the disk holds
+    jobs_at_once: int = 1  # builds and measurements; downloads have a queue of their own
 
 
 Reader = Callable[[str], object]
@@ -164,6 +165,7 @@ READERS: Mapping[str, Reader] = {
     "default_context": _whole(16, 16_777_216),
     "lark_grammars": _flag,
     "cache_max_bytes": _bytes,
+    "jobs_at_once": _whole(1, 64),
 }
 VARIABLES = {name: PREFIX + name.removesuffix("_s").upper() for name in READERS} | {
     "log_level": PREFIX + "LOG"

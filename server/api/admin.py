@@ -34,7 +34,7 @@ async def quantize(
     assert spec is not None, "checked by QuantizeRequest"
     with unshown():
         recipe = parse_recipe(spec)
-    job = await services.jobs.submit(model, recipe)
+    job = await services.jobs.submit(model, recipe, priority=body.priority)
     return _json(job, 202)
 
 
@@ -50,7 +50,8 @@ async def job(job: str, services: Using) -> Response:
 
 @router.delete("/quantize/{job}")
 async def cancel(job: str, services: Using) -> Response:
-    return _json(await services.jobs.cancel(job))
+    """Stop a job that has not finished; forget one that has."""
+    return _json(await services.jobs.remove(job))
 
 
 def _json(value: Struct, status: int = 200) -> Response:

@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from quant.store import VariantStore
 from server.api import admin, chat, completions, embeddings, health, metrics, models, tokens
+from server.api import jobs as job_routes
 from server.api.auth import Keys, authenticate, caller_of
 from server.api.deps import Services
 from server.api.edge import Edge
@@ -29,6 +30,7 @@ ROUTERS = (
     models.router,
     tokens.router,
     admin.router,
+    job_routes.router,
     health.router,
     metrics.router,
     openapi.router,

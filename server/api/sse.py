@@ -28,9 +28,11 @@ def safe_lines(body: bytes) -> bytes:
     return body
 
 
-async def open_stream(receive: Receive, frames: AsyncGenerator[bytes], ping_s: float) -> Response:
+async def open_stream(
+    receive: Receive, frames: AsyncGenerator[bytes], ping_s: float, *, done: bytes = DONE
+) -> Response:
     """Errors before the first frame are raised, so that they keep their status, unless that frame is so late
-    that the response must start with pings. Raises ClientGone."""
+    that the response must start with pings. `done` comes last. Raises ClientGone."""
     first = asyncio.ensure_future(_next(frames))
     gone = asyncio.ensure_future(until_gone(receive))
     try:
@@ -45,20 +47,25 @@ async def open_stream(receive: Receive, frames: AsyncGenerator[bytes], ping_s: f
         raise
     finally:
         await cancelled(gone)
-    return EventStream(first, frames, ping_s)
+    return EventStream(first, frames, ping_s, done)
 
 
 class EventStream(Response):
     """Owns the stream: when the response ends, however it ends, the stream is closed."""
 
     def __init__(
-        self, first: "asyncio.Task[bytes | None]", frames: AsyncGenerator[bytes], ping_s: float
+        self,
+        first: "asyncio.Task[bytes | None]",
+        frames: AsyncGenerator[bytes],
+        ping_s: float,
+        done: bytes = DONE,
     ) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
         self._first = first
         self._frames = frames
         self._ping_s = ping_s
+        self._done = done
         self._quiet = not first.done()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +88,7 @@ class EventStream(Response):
             await _send(send, frame(body_of(unexpected(error))))
         finally:
             await cancelled(pings)
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        await send({"type": "http.response.body", "body": self._done, "more_body": False})
 
     async def _send_frames(self, send: Send) -> None:
         if (first := await self._first) is None:

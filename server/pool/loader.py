@@ -15,7 +15,7 @@ from quant.store import Variant, VariantStore
 from server.catalog import Model
 from server.errors import EngineDied, ServerError
 from server.pool.background import in_thread
-from server.pool.jobs import Jobs
+from server.pool.jobs import AWAITED, Jobs
 from server.pool.policy import LASTING
 from server.pool.records import Progress
 from server.pool.select import backend_for, find_variant, is_listed, recipe_of, variant_id
@@ -141,7 +141,7 @@ class Loader:
         recipe = recipe_of(name)
         if recipe is None or not is_listed(model, name):
             raise LoadFailed("its variant is not built any more")
-        job = await self._jobs.submit(model, recipe)
+        job = await self._jobs.submit(model, recipe, priority=AWAITED)
         watch.state, watch.job = "building", job.id
         job = await self._jobs.wait(job.id)
         if job.error is not None:

@@ -1,18 +1,17 @@
-"""Jobs as they are shown, and as they lie in <cache>/jobs so that a restart still knows them."""
+"""Jobs as they are shown, and what is needed to run one again."""
 
-import logging
-from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from msgspec import Struct
 
-from server.process.reports import Problem, replace_json
+from server.process.reports import Problem
 
-log = logging.getLogger(__name__)
-
+Kind = Literal["pull", "build", "measure"]
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-Outcome = Literal["built", "cached"]
+Outcome = Literal["built", "cached", "pulled", "measured"]
+EventName = Literal["state", "progress", "note", "log"]
+
+FINAL = ("done", "failed", "cancelled")
 
 
 class Progress(Struct, frozen=True):
@@ -21,20 +20,26 @@ class Progress(Struct, frozen=True):
     total: int
     unit: str
 
+    @property
+    def percent(self) -> int:
+        return 100 * self.done // self.total if self.total else 0
+
 
 class Job(Struct, frozen=True, kw_only=True):
     """`error.code` is that of a quant error; times are seconds since the epoch."""
 
     id: str
-    kind: Literal["build"] = "build"
+    kind: Kind = "build"
     state: State = "queued"
     model: str
-    variant: str  # "tiny-chat:q6_k"
+    variant: str | None = None  # "tiny-chat:q6_k"; of a pull, None
+    priority: int = 0  # smaller runs first
     progress: Progress | None = None
     outcome: Outcome | None = None
     key: str | None = None  # of the variant, once it is known
     error: Problem | None = None
     created: float
+    started: float | None = None  # when it last began to run
     finished: float | None = None
 
 
@@ -44,43 +49,25 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     job: Job
     source: str
     revision: str | None
-    recipe: dict[str, Any]  # Recipe.spec
-    recipe_digest: str
+    recipe: dict[str, Any] = {}  # Recipe.spec; of a pull, empty
+    recipe_digest: str = ""
+    spec: dict[str, Any] = {}  # what a kind needs besides
+    asked: bool = True  # False: a pull that only the builds of its source want
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Two jobs of one identity do the same work."""
+        job = self.job
+        if job.kind == "pull":
+            return (job.kind, self.source, self.revision or "")
+        if job.key is not None:
+            return (job.kind, job.key)
+        return (job.kind, self.source, self.revision or "", self.recipe_digest)
 
 
-class JobFolder:
-    """<cache>/jobs. Made when the first job is, so that reading a cache adds nothing to it."""
+class JobEvent(Struct, frozen=True, kw_only=True):
+    """One line of a job's story. `number` grows within a job; `data` is JSON."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def load(self) -> list[JobRecord]:
-        """Oldest first. Progress and half-written files of an earlier run are removed."""
-        for stray in (*self._folder.glob("*.progress"), *self._folder.glob(".*")):
-            stray.unlink(missing_ok=True)
-        records = [record for path in self._folder.glob("*.json") if (record := self._read(path))]
-        return sorted(records, key=lambda record: record.job.created)
-
-    def save(self, record: JobRecord) -> None:
-        """Raises OSError."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        replace_json(self._folder / f"{record.job.id}.json", record)
-
-    def remove(self, id: str) -> None:
-        (self._folder / f"{id}.json").unlink(missing_ok=True)
-
-    def progress(self, id: str) -> Path:
-        return self._folder / f"{id}.progress"
-
-    def remove_progress(self, id: str) -> None:
-        name = self.progress(id).name
-        for path in (self._folder / name, *self._folder.glob(f".{name}.*")):
-            path.unlink(missing_ok=True)
-
-    def _read(self, path: Path) -> JobRecord | None:
-        try:
-            record = msgspec.json.decode(path.read_bytes(), type=JobRecord)
-        except (OSError, msgspec.DecodeError):
-            log.warning("the record %s of a job is unreadable and left out", path.name)
-            return None
-        return record if record.job.id == path.stem else None
+    number: int
+    name: EventName
+    data: bytes

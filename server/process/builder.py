@@ -1,4 +1,4 @@
-"""`python -m server.process.builder`: one build, one process.
+"""`python -m server.process.builder`: one build or pull, one process.
 
 It may be killed at any moment: the next build of the same key resumes what lies in its scratch. It ends with
 its parent, computes at low priority and within a limit of memory, and says how far it is in a progress file.
@@ -20,19 +20,19 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from quant.errors import BuildFailed, DiskFull, QuantError
-from quant.pipeline import Outcome, Progress, build_variant, variant_key
+from quant.errors import BuildFailed, DiskFull, DownloadBroken, QuantError
+from quant.pipeline import Progress, build_variant, variant_key
 from quant.progress import Detail
 from quant.recipe import parse_recipe
-from quant.source import open_source
+from quant.source import Source, open_source
 from quant.store import VariantStore
 from server.process.child import die_with
+from server.process.memory import build_memory
 from server.process.reports import BuildAnswer, BuildReport, Problem, replace_json
 
 REPORT_EVERY_S = 0.2
 MOST_NOTES = 100
-MEMORY_SHARE = 0.8  # of the machine's or the container's memory
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+PULL_PAUSES_S = (0.5, 1, 2, 4, 8, 8, 8, 8, 8)  # between attempts of one job
 
 
 class Reporter:
@@ -56,6 +56,10 @@ class Reporter:
 
     def variant(self, key: str) -> None:
         self._report = replace(self._report, variant=key)
+        self._write()
+
+    def note(self, text: str) -> None:
+        self._report = replace(self._report, notes=(*self._report.notes, text)[-MOST_NOTES:])
         self._write()
 
     def end(self, error: Problem | None) -> None:
@@ -103,7 +107,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--source", required=True, help="folder, .gguf file or hub id")
     parser.add_argument("--revision")
-    parser.add_argument("--recipe", type=json.loads, required=True, help="a recipe's name or fields, as JSON")
+    parser.add_argument("--recipe", type=json.loads, help="name or fields, as JSON; without: only pull")
+    parser.add_argument("--local-only", choices=["0", "1"], default="0", help="1: the source is not pulled")
     parser.add_argument("--progress", type=Path, required=True, help="file to keep replacing")
     parser.add_argument("--parent", type=int, default=os.getppid(), help="end when this process does")
     parser.add_argument("--memory-limit", type=int, default=None, help="bytes")
@@ -120,7 +125,7 @@ def _take_stdout() -> int:
 
 
 def _limit(memory_limit: int | None) -> None:
-    limit = memory_limit or int(MEMORY_SHARE * _memory())
+    limit = memory_limit or build_memory()
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(
         resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
@@ -129,18 +134,9 @@ def _limit(memory_limit: int | None) -> None:
     os.nice(10)  # requests that are being answered come first
 
 
-def _memory() -> int:
-    """Bytes that this machine, or the container around us, has."""
-    amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            amounts.append(int(Path(path).read_text()))
-    return min(amounts)
-
-
 def _answer(options: argparse.Namespace, reporter: Reporter) -> BuildAnswer:
     try:
-        outcome = _build(options, reporter)
+        return _build(options, reporter) if options.recipe else _pull(options, reporter)
     except QuantError as error:
         return _failed(error.code, str(error))
     except MemoryError:
@@ -152,22 +148,45 @@ def _answer(options: argparse.Namespace, reporter: Reporter) -> BuildAnswer:
     except Exception as error:  # noqa: BLE001  a bug must reach the one who waits, too
         traceback.print_exc()
         return _failed(BuildFailed.code, f"the build failed ({type(error).__name__})")
-    variant = outcome.variant
-    return BuildAnswer(outcome=outcome.outcome, key=variant.key, variant=str(variant.path))
 
 
 def _failed(code: str, message: str) -> BuildAnswer:
     return BuildAnswer(error=Problem(code, message))
 
 
-def _build(options: argparse.Namespace, reporter: Reporter) -> Outcome:
+def _build(options: argparse.Namespace, reporter: Reporter) -> BuildAnswer:
     recipe = parse_recipe(options.recipe, local=True)
-    source = open_source(
-        options.source, cache=options.cache, revision=options.revision, progress=reporter.progress
-    )
+    source = _source(options, reporter)
     reporter.variant(variant_key(source, recipe))
     store = VariantStore(options.cache, max_bytes=options.cache_max_bytes)
-    return build_variant(source, recipe, store, progress=reporter.progress, device=options.device)
+    outcome = build_variant(source, recipe, store, progress=reporter.progress, device=options.device)
+    variant = outcome.variant
+    return BuildAnswer(outcome=outcome.outcome, key=variant.key, variant=str(variant.path))
+
+
+def _pull(options: argparse.Namespace, reporter: Reporter) -> BuildAnswer:
+    """Connections may break: what has arrived is kept, and the rest is asked for again, for a while."""
+    for pause_s in PULL_PAUSES_S:
+        try:
+            return _pulled(_source(options, reporter))
+        except DownloadBroken as error:
+            reporter.note(f"{error}; trying again in {pause_s} s")
+            time.sleep(pause_s)
+    return _pulled(_source(options, reporter))
+
+
+def _pulled(source: Source) -> BuildAnswer:
+    return BuildAnswer(outcome="pulled", key=source.digest)
+
+
+def _source(options: argparse.Namespace, reporter: Reporter) -> Source:
+    return open_source(
+        options.source,
+        cache=options.cache,
+        revision=options.revision,
+        local_only=options.local_only == "1",
+        progress=reporter.progress,
+    )
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ class BuildReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class BuildAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The last line of standard output: either `error` or all the others."""
 
-    outcome: Literal["built", "cached"] | None = None
-    key: str | None = None
+    outcome: Literal["built", "cached", "pulled", "measured"] | None = None
+    key: str | None = None  # of the variant; of a pull, the source's digest
     variant: str | None = None  # the variant's folder
     error: Problem | None = None
 

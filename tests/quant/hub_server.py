@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,8 @@ from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "a" * 40
+PIECE = 1 << 18
+RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 API = re.compile(r"/api/models/(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
 FILE = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
@@ -23,6 +26,9 @@ class FakeHub:
     requests: list[str] = field(default_factory=list)  # "METHOD path"
     endpoint: str = ""
     gated: frozenset[str] = frozenset()
+    breaks: Callable[[], bool] = lambda: False  # asked for each answer: it ends in the middle
+    pause_s: float = 0.0  # between pieces of a file
+    sent: int = 0  # bytes of files
 
     @property
     def downloads(self) -> list[str]:
@@ -38,7 +44,7 @@ def serve(repos: dict[str, Path]) -> Iterator[FakeHub]:
     class Handler(_Handler):
         state = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -48,6 +54,13 @@ def serve(repos: dict[str, Path]) -> Iterator[FakeHub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed is no news."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -91,7 +104,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "EntryNotFound")
         data = path.read_bytes()
         tag = hashlib.sha256(data).hexdigest()
-        return self._send(200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"'})
+        facts = {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
+        wanted = RANGE.fullmatch(self.headers.get("Range", ""))
+        if wanted is None:
+            return self._send(200, data, facts)
+        start, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
+        facts["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+        return self._send(206, data[start : end + 1], facts)
 
     def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -99,7 +118,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        """Whole, or up to somewhere and then no more."""
+        whole = len(data) // 3 if self.state.breaks() else len(data)
+        for start in range(0, whole, PIECE):
+            self.wfile.write(data[start : min(start + PIECE, whole)])
+            self.state.sent += PIECE
+            time.sleep(self.state.pause_s)
+        self.close_connection = self.close_connection or whole < len(data)
 
 
 def _entry(path: Path) -> dict[str, object]:

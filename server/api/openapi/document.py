@@ -112,23 +112,26 @@ def _responses(table: Operation, has_body: bool) -> Iterator[tuple[str, Json]]:
         yield str(status), _response(status, ErrorBody, ["X-Request-Id", *waits])
 
 
-def _response(status: int, answer: Answer, headers: Iterable[str]) -> Json:
-    if isinstance(answer, str):
+def _response(status: int, answer: Answer | None, headers: Iterable[str]) -> Json:
+    content: Json
+    if answer is None:
+        content = {}
+    elif isinstance(answer, str):
         schema: Json = {"type": "object"} if answer == "application/json" else {"type": "string"}
-        content: Json = {answer: {"schema": schema}}
+        content = {answer: {"schema": schema}}
     else:
         content = {"application/json": {"schema": {"$ref": REFS.format(name=answer.__name__)}}}
-    return {
+    described: Json = {
         "description": HTTPStatus(status).phrase,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
-        "content": content,
     }
+    return {**described, "content": content} if content else described
 
 
 def _answer_schemas() -> Json:
     every: set[type[Struct]] = {ErrorBody}
     for table in OPERATIONS.values():
-        every |= {answer for answer in (table.answer, *table.also.values()) if not isinstance(answer, str)}
+        every |= {one for one in (table.answer, *table.also.values()) if one and not isinstance(one, str)}
     _, schemas = msgspec.json.schema_components(
         sorted(every, key=lambda struct: struct.__name__), ref_template="#/components/schemas/{name}"
     )

@@ -79,4 +79,5 @@ def _kind(schema: Json) -> str:
 
 def _answer(item: tuple[str, Json]) -> str:
     status, response = item
-    return f"{status} {escape(response['description'])} ({escape(', '.join(response['content']))})"
+    kinds = ", ".join(response.get("content", ())) or "empty"
+    return f"{status} {escape(response['description'])} ({escape(kinds)})"

@@ -28,7 +28,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     summary: str
     answer: Answer
     status: int = 200
-    also: Mapping[int, Answer] = {}  # answers with another status that are no errors
+    also: Mapping[int, Answer | None] = {}  # answers with another status that are no errors; None: empty
     streams: bool = False
     errors: tuple[int, ...] = ()
     example: dict[str, Any] | None = None
@@ -79,7 +79,25 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
         ),
         ("GET", "/quantize"): Operation(summary="All jobs", answer=JobList, errors=(403,)),
         ("GET", "/quantize/{job}"): Operation(summary="One job", answer=Job, errors=(403,)),
-        ("DELETE", "/quantize/{job}"): Operation(summary="Stop a job", answer=Job, errors=(403, 409)),
+        ("GET", "/quantize/{job}/events"): Operation(
+            summary="What happens to a job, from its beginning or from Last-Event-ID on",
+            answer="text/event-stream",
+            also={204: None},
+            errors=(403,),
+        ),
+        ("GET", "/quantize/{job}/log"): Operation(
+            summary="What a job's process wrote last", answer="text/plain", errors=(403,)
+        ),
+        ("DELETE", "/quantize/{job}"): Operation(
+            summary="Stop a job, or forget a finished one", answer=Job, errors=(403, 409, 507)
+        ),
+        ("POST", "/admin/pull"): Operation(
+            summary="Fetch a model's source from the hub",
+            answer=Job,
+            status=202,
+            errors=OF_BUILDS,
+            example={"model": "tiny-chat"},
+        ),
         ("GET", "/health"): Operation(summary="Whether the process lives", answer=Alive),
         ("GET", "/ready"): Operation(
             summary="Whether every preloaded model can answer", answer=Readiness, also={503: Readiness}

@@ -16,11 +16,13 @@ from server.errors import DiskFull, RequestError, ShuttingDown, UnknownJob
 from server.pool import builds
 from server.pool import jobs as jobs_module
 from server.pool.jobs import Job, Jobs
+from server.pool.ledger import Ledger
 from server.settings import Settings
 from tests.server.pool.support import children, files, until
 
 F16 = parse_recipe("f16")
 Q6_K = parse_recipe("q6_k")
+LEDGER = ("jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm")
 
 
 @pytest.fixture
@@ -30,6 +32,15 @@ def model(tiny_chat: Path) -> Model:
 
 def jobs_of(cache: Path) -> Jobs:
     return Jobs(Settings(cache=cache), VariantStore(cache))
+
+
+def ledger_files(jobs: Jobs) -> set[str]:
+    """While a server runs: the list of jobs, what SQLite keeps beside it, and the server's lock."""
+    return {f"jobs/{name}" for name in (*LEDGER, f"{jobs._ledger.me}.server")}
+
+
+def variant_files(cache: Path) -> set[str]:
+    return {name for name in files(cache) if name.startswith("variants/")}
 
 
 def variants(cache: Path) -> list[str]:
@@ -53,11 +64,11 @@ async def test_a_job_runs_to_done_and_asking_again_builds_nothing(tmp_path: Path
     assert finished == [now]
     assert variants(tmp_path) == ["f16"]
     before = files(tmp_path)
+    assert before == {"digests.json", *ledger_files(jobs), *variant_files(tmp_path)}
     again = await jobs.submit(model, F16)
     assert (again.id, again.state, again.outcome, again.variant) == (job.id, "done", "cached", now.variant)
     assert jobs.get(job.id).outcome == "built"
     assert files(tmp_path) == before
-    assert not any(name.endswith(".progress") for name in before)
     # a new server knows the job, and adds nothing either
     later = jobs_of(tmp_path)
     await later.start()
@@ -66,14 +77,24 @@ async def test_a_job_runs_to_done_and_asking_again_builds_nothing(tmp_path: Path
     assert await later.wait(job.id) == now
     await later.close()
     assert files(tmp_path) == before
-    # without the job's record, a variant that is there answers with a job that is done
-    for record in (tmp_path / "jobs").iterdir():
-        record.unlink()
+    await jobs.close()
+
+
+async def test_a_variant_whose_job_is_forgotten_answers_with_a_job_that_is_done(
+    tmp_path: Path, model: Model
+) -> None:
+    jobs = jobs_of(tmp_path)
+    job = await jobs.wait((await jobs.submit(model, F16)).id)
+    assert (await jobs.remove(job.id)).state == "done"
+    await jobs.close()
     fresh = jobs_of(tmp_path)
     first, second = await fresh.submit(model, F16), await fresh.submit(model, F16)
-    assert (first.state, first.outcome, first.key) == ("done", "cached", now.key)
+    assert (first.state, first.outcome, first.key) == ("done", "cached", job.key)
+    assert first.id != job.id
     assert second == first
     assert variants(tmp_path) == ["f16"]
+    await fresh.close()
+    assert files(tmp_path) == {"digests.json", "jobs/jobs.sqlite3", *variant_files(tmp_path)}
 
 
 async def test_the_same_build_is_one_job_and_others_wait_for_their_turn(tmp_path: Path, model: Model) -> None:
@@ -109,7 +130,7 @@ async def test_cancelling_a_running_job_stops_it_soon_and_leaves_nothing(
     assert cancelled.state == "cancelled"
     assert (await waiting).state == "cancelled"
     assert children() == []
-    assert files(tmp_path) == {"digests.json", f"jobs/{id}.json"}
+    assert files(tmp_path) == {"digests.json", *ledger_files(jobs)}
     assert VariantStore(tmp_path).unfinished() == ()
     assert (await jobs.cancel(id)) == cancelled
     # it may be asked for again
@@ -137,7 +158,7 @@ async def test_a_job_cancelled_at_its_start_leaves_no_process(
         await asyncio.sleep(0)
     assert (await jobs.cancel(job.id)).state == "cancelled"
     assert children() == []
-    assert files(tmp_path) == {"digests.json", f"jobs/{job.id}.json"}
+    assert files(tmp_path) == {"digests.json", *ledger_files(jobs)}
 
 
 async def test_a_job_that_the_end_of_the_server_interrupts_is_taken_up_again(
@@ -157,22 +178,6 @@ async def test_a_job_that_the_end_of_the_server_interrupts_is_taken_up_again(
     assert (await later.wait(id)).outcome == "built"
     assert VariantStore(tmp_path).unfinished() == ()
     await later.close()
-
-
-async def test_a_job_that_a_killed_server_left_running_is_taken_up_again(
-    tmp_path: Path, model: Model
-) -> None:
-    jobs = jobs_of(tmp_path)
-    id = await running_build(jobs, model)
-    record = tmp_path / "jobs" / f"{id}.json"
-    as_killed = record.read_bytes()
-    assert json.loads(as_killed)["job"]["state"] == "running"
-    await jobs.close()
-    record.write_bytes(as_killed)
-    later = jobs_of(tmp_path)
-    await later.start()
-    assert later.get(id).state in ("queued", "running")
-    assert (await later.wait(id)).state == "done"
 
 
 async def test_a_builder_that_is_killed_fails_its_job_and_nothing_else(tmp_path: Path, model: Model) -> None:
@@ -217,22 +222,24 @@ async def test_a_refusal_of_the_builder_is_the_jobs_error(tmp_path: Path, tiny_c
     assert VariantStore(tmp_path / "cache").unfinished() == ()
 
 
-async def test_unknown_and_unreadable_records(tmp_path: Path, model: Model) -> None:
+async def test_a_list_of_jobs_that_cannot_be_read_is_set_aside(tmp_path: Path, model: Model) -> None:
     folder = tmp_path / "jobs"
     folder.mkdir()
-    (folder / "torn.json").write_text('{"job": {"id": "to')
-    (folder / "x.progress").write_text("{}")
-    (folder / ".x.json.123").write_text("{}")
+    (folder / "jobs.sqlite3").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 20)
     jobs = jobs_of(tmp_path)
+    await jobs.start()
     assert jobs.list() == []
-    assert [path.name for path in folder.iterdir()] == ["torn.json"]
-    for id in ("nope", "../../etc/passwd", "torn"):
+    [aside] = [path.name for path in folder.iterdir()]
+    assert aside.startswith("damaged-")
+    for id in ("nope", "../../etc/passwd", aside):
         with pytest.raises(UnknownJob):
             jobs.get(id)
         with pytest.raises(UnknownJob):
             await jobs.cancel(id)
         with pytest.raises(UnknownJob):
             await jobs.wait(id)
+    assert (await jobs.wait((await jobs.submit(model, F16)).id)).state == "done"
+    await jobs.close()
 
 
 async def test_old_finished_jobs_are_forgotten(
@@ -248,7 +255,10 @@ async def test_old_finished_jobs_are_forgotten(
         assert job.error.message == "the build process exited with code 1"
         ids.append(job.id)
     assert [job.id for job in jobs.list()] == ids[:1:-1]
-    assert {path.stem for path in (tmp_path / "jobs").iterdir()} == set(ids[2:])
+    await jobs.close()
+    assert {record.job.id for record in Ledger(tmp_path / "jobs").load()} == set(ids[2:])
+    with pytest.raises(UnknownJob):
+        jobs_of(tmp_path).events(ids[0], 0)
 
 
 async def test_a_builder_that_cannot_be_started_fails_its_job(

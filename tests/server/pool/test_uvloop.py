@@ -72,6 +72,7 @@ def test_builds_are_cancelled_on_uvloop(tmp_path: Path, tiny_chat: Path, ticks: 
             await asyncio.sleep(0)
         assert (await jobs.cancel(job.id)).state == "cancelled"
         assert children() == []
-        assert files(tmp_path) == {"digests.json", f"jobs/{job.id}.json"}
+        await jobs.close()
+        assert files(tmp_path) == {"digests.json", "jobs/jobs.sqlite3"}
 
     run(scenario())
