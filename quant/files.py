@@ -18,7 +18,7 @@ _unshown: ContextVar[bool] = ContextVar("unshown", default=False)
 
 @contextmanager
 def unshown() -> Iterator[None]:
-    """For callers who must not see in an error what they sent: it may be a secret in the wrong place."""
+    """For callers who must not read in an error what they sent: it may be a secret in the wrong place."""
     token = _unshown.set(True)
     try:
         yield
@@ -26,9 +26,14 @@ def unshown() -> Iterator[None]:
         _unshown.reset(token)
 
 
+def quoted(value: object, lead: str = " ") -> str:
+    """`lead` and what the caller sent, as one short printable line; within `unshown`, nothing."""
+    return "" if _unshown.get() else lead + shown(value)
+
+
 def shown(name: object) -> str:
-    """A foreign value as one short printable line; within `unshown`, an ellipsis."""
-    text = ascii("..." if _unshown.get() else name)
+    """A foreign value as one short printable line."""
+    text = ascii(name)
     return text if len(text) <= 120 else text[:117] + "..."
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from quant.canonical import canonical_digest, content_digest
 from quant.errors import BadRecipe, BadSource
-from quant.files import shown
+from quant.files import quoted
 from quant.ggml import FILE_TYPES, FLOAT_TYPES, NEED_IMATRIX, OVERRIDE_TYPES, OVERRIDES_NEED_IMATRIX
 from quant.patterns import is_plain
 from quant.torch_recipe import TORCH_PRESETS, TorchRecipe, parse_torch
@@ -88,11 +88,11 @@ def parse_recipe(spec: str | Mapping[str, object], *, local: bool = False) -> Re
 
 
 def _parse_gguf(spec: Mapping[str, object], local: bool) -> GgufRecipe:
-    if unknown := sorted(shown(key) for key in spec if key not in _FIELDS):
-        raise BadRecipe(f"a recipe has no field {', '.join(unknown)}; it has {', '.join(sorted(_FIELDS))}")
+    if unknown := sorted(str(key) for key in spec if key not in _FIELDS):
+        raise BadRecipe(f"unknown field{quoted(unknown[0])}; a recipe has {', '.join(sorted(_FIELDS))}")
     for field, only in (("method", "llama"), ("format", "gguf")):
         if spec.get(field, only) != only:
-            raise BadRecipe(f"{field} {shown(spec[field])} is unknown; there is {only}")
+            raise BadRecipe(f"{field}{quoted(spec[field])} is unknown; there is {only}")
     kind = _type_name(spec.get("type"))
     imatrix = _imatrix(spec.get("imatrix"), local) or GGUF_PRESETS[kind].imatrix
     overrides = _overrides(spec.get("overrides", ()), kind, imatrix)
@@ -114,7 +114,7 @@ def _type_name(value: object) -> str:
     if name not in FILE_TYPES:
         known = [*FILE_TYPES, *TORCH_PRESETS]
         near = difflib.get_close_matches(name[:40], known, n=3, cutoff=0.4) or ["q4_k_m", "q8_0", "f16"]
-        raise BadRecipe(f"unknown recipe {shown(value[:40])}; did you mean {' or '.join(near)}?")
+        raise BadRecipe(f"unknown recipe{quoted(value[:40])}; did you mean {' or '.join(near)}?")
     return name
 
 
@@ -148,11 +148,11 @@ def _override(pair: object, imatrix: str | None) -> tuple[str, str]:
         case _:
             raise BadRecipe("an override is a pair of tensor-name pattern and type")
     if not is_plain(pattern):
-        raise BadRecipe(f"override pattern {shown(pattern)} is no plain regular expression on tensor names")
+        raise BadRecipe(f"override pattern{quoted(pattern)} is no plain regular expression on tensor names")
     name = kind.lower()
     if name not in OVERRIDE_TYPES:
         near = difflib.get_close_matches(name[:40], OVERRIDE_TYPES, n=3, cutoff=0.4) or ["q8_0", "f16"]
-        raise BadRecipe(f"unknown tensor type {shown(kind[:40])}; did you mean {' or '.join(near)}?")
+        raise BadRecipe(f"unknown tensor type{quoted(kind[:40])}; did you mean {' or '.join(near)}?")
     if name in OVERRIDES_NEED_IMATRIX and imatrix is None:
         raise BadRecipe(_needs_imatrix(name))
     return pattern, name

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from quant.canonical import canonical_digest, content_digest
 from quant.errors import BadRecipe, BadSource
-from quant.files import shown
+from quant.files import quoted
 from quant.patterns import is_plain
 from quant.scheme import Scheme
 
@@ -194,8 +194,8 @@ _PRESET_NAMES = {recipe: name for name, recipe in TORCH_PRESETS.items()}
 
 def parse_torch(spec: Mapping[str, object], *, local: bool) -> TorchRecipe:
     """Raises BadRecipe for what no field allows, and for pairs that do not fit."""
-    if unknown := sorted(shown(key) for key in spec if key not in _FIELDS):
-        raise BadRecipe(f"a recipe has no field {', '.join(unknown)}; it has {', '.join(sorted(_FIELDS))}")
+    if unknown := sorted(str(key) for key in spec if key not in _FIELDS):
+        raise BadRecipe(f"unknown field{quoted(unknown[0])}; a recipe has {', '.join(sorted(_FIELDS))}")
     method, format = _word(spec, "method"), _word(spec, "format")
     rule = _rule(method, format)
     return TorchRecipe(
@@ -220,9 +220,9 @@ def _word(spec: Mapping[str, object], field: str) -> str:
 def _rule(method: str, format: str) -> Rule:
     """What the format allows; the formats and methods of other packages judge for themselves."""
     if format not in RULES and format not in _foreign("quantserve.formats"):
-        raise BadRecipe(f"format {shown(format)} is unknown; there is {_listed(RULES)}")
+        raise BadRecipe(f"format{quoted(format)} is unknown; there is {_listed(RULES)}")
     if method not in METHODS and method not in _foreign("quantserve.methods"):
-        raise BadRecipe(f"method {shown(method)} is unknown; there is {_listed(METHODS)}")
+        raise BadRecipe(f"method{quoted(method)} is unknown; there is {_listed(METHODS)}")
     rule = RULES.get(format, Rule(frozenset({method}), default=Scheme(bits=4), mixed=True))
     if method in METHODS and method not in rule.methods:
         raise BadRecipe(f"format {format} takes method {_listed(rule.methods, 'or')}, not {method}")
@@ -258,7 +258,7 @@ def _scheme(value: object, format: str, rule: Rule) -> Scheme | None:
 
 def _bits(value: object) -> int:
     if type(value) is not int or not 2 <= value <= 8:
-        raise BadRecipe(f"bits is a number from 2 to 8, not {shown(value)}")
+        raise BadRecipe(f"bits is a number from 2 to 8{quoted(value, ', not ')}")
     return value
 
 
@@ -266,24 +266,25 @@ def _group(value: object) -> int | None:
     if value in (None, "channel"):
         return None
     if type(value) is not int or not 8 <= value <= 65536:
-        raise BadRecipe(f"group is a number of columns, or null for whole rows, not {shown(value)}")
+        raise BadRecipe(f"group is a number of columns, or null for whole rows{quoted(value, ', not ')}")
     return value
 
 
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise BadRecipe(f"symmetric is true or false, not {shown(value)}")
+        raise BadRecipe(f"symmetric is true or false{quoted(value, ', not ')}")
     return value
 
 
 def _require_stored(scheme: Scheme, format: str, rule: Rule) -> None:
     if rule.schemes and (scheme.bits, scheme.symmetric) not in rule.schemes:
         known = _listed((_described(*pair) for pair in rule.schemes), "or")
-        raise BadRecipe(f"format {format} stores {known}, not {_described(scheme.bits, scheme.symmetric)}")
+        asked = quoted(_described(scheme.bits, scheme.symmetric), ", not ")
+        raise BadRecipe(f"format {format} stores {known}{asked}")
     if rule.groups and scheme.group not in rule.groups:
         known = ", ".join("whole rows" if group is None else str(group) for group in rule.groups)
-        asked = "whole rows" if scheme.group is None else scheme.group
-        raise BadRecipe(f"format {format} has groups of {known}, not {asked}")
+        asked = quoted("whole rows" if scheme.group is None else scheme.group, ", not ")
+        raise BadRecipe(f"format {format} has groups of {known}{asked}")
 
 
 def _described(bits: int, symmetric: bool) -> str:
@@ -316,7 +317,7 @@ def _skip(value: object) -> tuple[str, ...]:
 
 def _pattern(value: object) -> str:
     if not isinstance(value, str) or not is_plain(value):
-        raise BadRecipe(f"pattern {shown(value)} is no plain regular expression on module names")
+        raise BadRecipe(f"pattern{quoted(value)} is no plain regular expression on module names")
     return value
 
 
@@ -353,7 +354,7 @@ def _corpus(value: object, local: bool) -> str:
 
 def _count(value: object, field: str, most: int, least: int = 1) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise BadRecipe(f"{field} is a number from {least} to {most:,}, not {shown(value)}")
+        raise BadRecipe(f"{field} is a number from {least} to {most:,}{quoted(value, ', not ')}")
     return value
 
 
@@ -367,12 +368,12 @@ def _option(name: object, value: object, method: str) -> tuple[str, float]:
     known = OPTIONS.get(method, {})
     if not isinstance(name, str) or not _OPTION.fullmatch(name) or (method in METHODS and name not in known):
         has = f"its options are {_listed(known)}" if known else "it has none"
-        raise BadRecipe(f"method {method} has no option {shown(name)}; {has}")
+        raise BadRecipe(f"method {method} has no option{quoted(name)}; {has}")
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRecipe(f"option {name} is a number, not {shown(value)}")
+        raise BadRecipe(f"option {name} is a number{quoted(value, ', not ')}")
     low, high = known.get(name, (-math.inf, math.inf))
     if not low <= value <= high:
-        raise BadRecipe(f"option {name} is a number from {low:g} to {high:g}, not {shown(value)}")
+        raise BadRecipe(f"option {name} is a number from {low:g} to {high:g}{quoted(value, ', not ')}")
     return name, float(value)
 
 
@@ -384,5 +385,5 @@ def _dtype(value: object, format: str) -> str | None:
     if value is None:
         return "bf16"
     if value not in DTYPES:
-        raise BadRecipe(f"dtype is {_listed(DTYPES, 'or')}, not {shown(value)}")
+        raise BadRecipe(f"dtype is {_listed(DTYPES, 'or')}{quoted(value, ', not ')}")
     return str(value)

@@ -126,6 +126,7 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
 
     logprob: float  # of the token itself
     top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
+    rank: int = 1  # of the token itself: 1 and the number of tokens that are more likely
 
 
 class Tokens(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):

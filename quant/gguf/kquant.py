@@ -10,7 +10,6 @@ from typing import Any
 import gguf
 
 from quant.errors import BadRecipe, BuildFailed, DiskFull
-from quant.files import shown
 from quant.ggml import FILE_TYPES, FLOAT_TYPES, TENSOR_TYPES
 from quant.gguf.imatrix import Importance, read_imatrix
 from quant.gguf.native import Log, captured, library
@@ -60,9 +59,9 @@ def _tensor_names(source: Path) -> tuple[str, ...]:
 
 
 def _check_names(names: Sequence[str], recipe: GgufRecipe, importance: Importance) -> None:
-    for pattern, _ in recipe.overrides:
+    for number, (pattern, _) in enumerate(recipe.overrides):
         if not any(re.search(pattern, name) for name in names):
-            raise BadRecipe(f"override pattern {shown(pattern)} matches no tensor of this model")
+            raise BadRecipe(f"overrides[{number}]: its pattern matches no tensor of this model")
     if importance and not importance.keys() & set(names):
         raise BadRecipe("the imatrix is of another model: it names none of this model's tensors")
 

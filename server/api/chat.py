@@ -13,7 +13,7 @@ from server.api.conversation import plan_chat
 from server.api.deps import Using
 from server.api.door import answer_stream, answer_whole, fingerprint, new_id, now
 from server.api.generate import Begun
-from server.api.logprobs import chat_logprobs
+from server.api.logprobs import chat_logprobs, prompt_logprobs
 from server.api.schema.answers import AnswerCall, AnswerMessage, CalledFunction, ChatChoice, ChatCompletion
 from server.api.schema.chat import ChatRequest
 from server.api.whole import Answer, Whole
@@ -47,7 +47,7 @@ def _chunks(body: ChatRequest, id: str, created: int, begun: Begun) -> ChatChunk
 
 
 def _completion(body: ChatRequest, id: str, created: int, whole: Whole) -> ChatCompletion:
-    begun = whole.begun
+    begun, prompt, asked = whole.begun, whole.answers[0].prompt, body.prompt_logprobs
     return ChatCompletion(
         id=id,
         created=created,
@@ -55,6 +55,7 @@ def _completion(body: ChatRequest, id: str, created: int, whole: Whole) -> ChatC
         system_fingerprint=fingerprint(begun.served),
         choices=[_choice(body, begun, index, answer) for index, answer in enumerate(whole.answers)],
         usage=whole.tally.usage,
+        prompt_logprobs=UNSET if asked is None else prompt_logprobs(prompt, begun.vocabulary, asked),
     )
 
 

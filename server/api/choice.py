@@ -30,6 +30,7 @@ class Delta:
     finish: Finish | None = None
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
+    prompt: tuple[Scored, ...] = ()  # with the first delta, where the prompt is scored
 
 
 def understood(delta: Delta, reader: AnswerReader) -> Delta:

@@ -113,7 +113,7 @@ class CompletionChunks:
                 return b""
 
     def _delta(self, delta: Delta) -> bytes:
-        if not (delta.text or delta.scored or delta.finish):
+        if not (delta.text or delta.scored or delta.prompt or delta.finish):
             return b""
         return self._envelope.choice(
             b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}'
@@ -122,8 +122,9 @@ class CompletionChunks:
 
     def _logprobs(self, delta: Delta) -> bytes:
         """`text_offset` counts from the start of the whole answer."""
-        if not delta.scored:
+        scored = delta.prompt + delta.scored
+        if not scored:
             return b"null"
         start = self._lengths.get(delta.index, 0)
-        self._lengths[delta.index] = start + sum(len(one.text) for one in delta.scored)
-        return safe_lines(_json(completion_logprobs(delta.scored, self._vocabulary, start)))
+        self._lengths[delta.index] = start + sum(len(one.text) for one in scored)
+        return safe_lines(_json(completion_logprobs(scored, self._vocabulary, start=start)))

@@ -6,9 +6,11 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from msgspec import UNSET
 
 from server.api.auth import salt_of
 from server.api.body import json_body
+from server.api.choice import Scored
 from server.api.chunks import CompletionChunks, Envelope, Head
 from server.api.deps import Using
 from server.api.door import answer_stream, answer_whole, fingerprint, new_id, now
@@ -19,7 +21,7 @@ from server.api.generate import (
     check_tokens,
     sampling_params,
 )
-from server.api.logprobs import completion_logprobs
+from server.api.logprobs import completion_logprobs, prompt_logprobs
 from server.api.schema.answers import Completion, CompletionChoice
 from server.api.schema.completions import CompletionRequest
 from server.api.whole import Answer, Whole
@@ -57,7 +59,7 @@ async def _plan(body: CompletionRequest, id: str, salt: str, grammar: Grammar | 
             text.sampling,
             max_tokens=body.max_tokens,
             logprobs=0 if body.logprobs is None and body.candidates > body.n else body.logprobs,
-            prompt_logprobs=body.logprobs if body.echo else None,
+            prompt_logprobs=body.scored_prompt,
         ),
         candidates=body.candidates,
         stops=tuple(body.stop),
@@ -100,27 +102,34 @@ def _completion(body: CompletionRequest, id: str, created: int, whole: Whole) ->
         model=body.model,
         system_fingerprint=fingerprint(begun.served),
         choices=[
-            _choice(body, begun, index, answer) for index, answer in enumerate(_kept(body, whole.answers))
+            _choice(body, begun, index, answer, prompt)
+            for index, (answer, prompt) in enumerate(_kept(body, whole.answers))
         ],
         usage=whole.tally.usage,
     )
 
 
-def _kept(body: CompletionRequest, answers: Sequence[Answer]) -> list[Answer]:
-    """Of the candidates for each prompt the `n` with the greatest mean logprob of a token."""
-    kept: list[Answer] = []
+def _kept(body: CompletionRequest, answers: Sequence[Answer]) -> list[tuple[Answer, list[Scored]]]:
+    """For each prompt the `n` candidates of the greatest mean logprob; and the scores of the prompt."""
+    kept: list[tuple[Answer, list[Scored]]] = []
     for start in range(0, len(answers), body.candidates):
-        candidates = answers[start : start + body.candidates]
+        candidates, prompt = answers[start : start + body.candidates], answers[start].prompt
         if body.candidates > body.n:
             candidates = sorted(candidates, key=lambda answer: answer.mean_logprob, reverse=True)
-        kept += candidates[: body.n]
+        kept += [(answer, prompt) for answer in candidates[: body.n]]
     return kept
 
 
-def _choice(body: CompletionRequest, begun: Begun, index: int, answer: Answer) -> CompletionChoice:
+def _choice(
+    body: CompletionRequest, begun: Begun, index: int, answer: Answer, prompt: Sequence[Scored]
+) -> CompletionChoice:
+    shown, asked = [*(prompt if body.echo else ()), *answer.scored], body.prompt_logprobs
     return CompletionChoice(
         index=index,
         text=answer.text,
-        logprobs=None if body.logprobs is None else completion_logprobs(answer.scored, begun.vocabulary),
+        logprobs=None
+        if body.logprobs is None
+        else completion_logprobs(shown, begun.vocabulary, body.logprobs),
         finish_reason=answer.finish,
+        prompt_logprobs=UNSET if asked is None else prompt_logprobs(prompt, begun.vocabulary, asked),
     )

@@ -41,7 +41,13 @@ async def plan_chat(body: ChatRequest, id: str, salt: str, grammar: Grammar | No
     plan = Plan(
         id=id,
         prompts=(Prompt(tokens=tuple(prompt)),),
-        params=sampling_params(body, text.sampling, max_tokens=body.answer_limit, logprobs=body.scored),
+        params=sampling_params(
+            body,
+            text.sampling,
+            max_tokens=body.answer_limit,
+            logprobs=body.scored,
+            prompt_logprobs=body.prompt_logprobs,
+        ),
         candidates=body.n,
         stops=(*body.stop, *(text.default_stops if grammar is None else ())),
         priority=body.priority,

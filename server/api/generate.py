@@ -34,7 +34,7 @@ QUEUE_RETRY_S = 1
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     tokens: tuple[int, ...]
-    echo: str | None = None  # shown before the answer
+    echo: str | None = None  # shown before each answer, with its scores if there are any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +175,7 @@ def _requests(plan: Plan, lease: Lease) -> list[Generate]:
             params=replace_struct(
                 plan.params,
                 max_tokens=min(plan.params.max_tokens, _room(prompt, context, plan)),
+                prompt_logprobs=None if candidate and prompt.echo is None else plan.params.prompt_logprobs,
                 seed=(plan.params.seed + candidate) % 2**SEED_BITS,
                 stop_ids=stop_ids,
             ),
@@ -239,7 +240,7 @@ async def _run(
                 if first:
                     first = False
                     tally.cached += 0 if candidate else event.cached_tokens or 0
-                    delta = _with_echo(delta, plan.prompts[number], event, lease.text)
+                    delta = _with_prompt(delta, plan.prompts[number], event, lease.text)
                 if reader is not None:
                     delta = understood(delta, reader)
                 timer.finish = delta.finish
@@ -248,10 +249,8 @@ async def _run(
                     return
 
 
-def _with_echo(delta: Delta, prompt: Prompt, event: Tokens, text: TextModel) -> Delta:
-    """The first delta of an answer that repeats its prompt, with the prompt's logprobs where they came."""
-    if prompt.echo is None:
-        return delta
+def _with_prompt(delta: Delta, prompt: Prompt, event: Tokens, text: TextModel) -> Delta:
+    """The first delta of an answer, with what it says of its prompt: the text, the scores, or neither."""
     scored: tuple[Scored, ...] = ()
     if event.prompt_logprobs is not None:
         detokenizer = text.detokenizer()
@@ -260,7 +259,7 @@ def _with_echo(delta: Delta, prompt: Prompt, event: Tokens, text: TextModel) -> 
             Scored(token, detokenizer.push((token,)), score)
             for token, score in zip(prompt.tokens, scores, strict=True)
         )
-    return replace(delta, text=prompt.echo + delta.text, scored=scored + delta.scored)
+    return replace(delta, text=(prompt.echo or "") + delta.text, prompt=scored)
 
 
 async def _merged(runs: list[AsyncGenerator[Delta]]) -> AsyncGenerator[Delta]:

@@ -1,9 +1,17 @@
-"""Scored tokens in the two shapes of OpenAI's: a list of tokens (chat) and parallel lists (completions)."""
+"""Scored tokens in OpenAI's two shapes, a list of tokens (chat) and parallel lists (completions); prompts in
+vLLM's."""
 
 from collections.abc import Sequence
 
 from server.api.choice import Scored
-from server.api.schema.answers import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from server.api.schema.answers import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+    TokenLogprob,
+    TopLogprob,
+)
 from server.text.vocabulary import Vocabulary
 
 LEAST = -9999.0  # stands for minus infinity, which JSON cannot say
@@ -14,9 +22,9 @@ def chat_logprobs(scored: Sequence[Scored], vocabulary: Vocabulary) -> ChatLogpr
 
 
 def completion_logprobs(
-    scored: Sequence[Scored], vocabulary: Vocabulary, start: int = 0
+    scored: Sequence[Scored], vocabulary: Vocabulary, most: int | None = None, *, start: int = 0
 ) -> CompletionLogprobs:
-    """`start`: characters of the text before the first token."""
+    """`most`: likely tokens that are listed; `start`: characters of the text before the first token."""
     offsets = []
     for one in scored:
         offsets.append(start)
@@ -24,9 +32,14 @@ def completion_logprobs(
     return CompletionLogprobs(
         tokens=[one.text for one in scored],
         token_logprobs=[None if one.logprobs is None else _finite(one.logprobs.logprob) for one in scored],
-        top_logprobs=[_alternatives(one, vocabulary) for one in scored],
+        top_logprobs=[_alternatives(one, vocabulary, most) for one in scored],
         text_offset=offsets,
     )
+
+
+def prompt_logprobs(prompt: Sequence[Scored], vocabulary: Vocabulary, most: int) -> PromptLogprobs:
+    """Each position of the prompt; null for the first, which nothing comes before."""
+    return [_ranked(one, vocabulary, most) for one in prompt]
 
 
 def token_name(token: int, vocabulary: Vocabulary) -> str:
@@ -55,11 +68,24 @@ def _token(one: Scored, vocabulary: Vocabulary) -> TokenLogprob:
     )
 
 
-def _alternatives(one: Scored, vocabulary: Vocabulary) -> dict[str, float] | None:
+def _ranked(one: Scored, vocabulary: Vocabulary, most: int) -> dict[str, PromptLogprob] | None:
+    if one.logprobs is None:
+        return None
+    own = (one.token, one.logprobs.logprob, one.logprobs.rank)
+    likely = ((token, logprob, rank) for rank, (token, logprob) in enumerate(one.logprobs.top[:most], 1))
+    return {
+        str(token): PromptLogprob(
+            logprob=_finite(logprob), rank=rank, decoded_token=token_name(token, vocabulary)
+        )
+        for token, logprob, rank in (own, *likely)
+    }
+
+
+def _alternatives(one: Scored, vocabulary: Vocabulary, most: int | None) -> dict[str, float] | None:
     """The most likely tokens, and the chosen one where it is not among them."""
     if one.logprobs is None:
         return None
-    ranked = (*one.logprobs.top, (one.token, one.logprobs.logprob))
+    ranked = (*one.logprobs.top[:most], (one.token, one.logprobs.logprob))
     return {token_name(token, vocabulary): _finite(logprob) for token, logprob in ranked}
 
 

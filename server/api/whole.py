@@ -20,12 +20,14 @@ class Call:
 class Answer:
     text: str = ""
     scored: list[Scored] = field(default_factory=list)
+    prompt: list[Scored] = field(default_factory=list)
     finish: Finish | None = None
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
 
     @property
     def mean_logprob(self) -> float:
+        """Of its own tokens: an echoed prompt is the same for all candidates."""
         values = [scored.logprobs.logprob for scored in self.scored if scored.logprobs is not None]
         return sum(values) / len(values) if values else float("-inf")
 
@@ -54,6 +56,7 @@ async def collect(parts: AsyncGenerator[Part]) -> Whole:
                     answer.reasoning += part.reasoning
                     _add_calls(answer.calls, part.calls)
                     answer.scored += part.scored
+                    answer.prompt += part.prompt
                     answer.finish = part.finish
                 case Tally():
                     tally = part

@@ -45,8 +45,10 @@ def allowed(token: int, mask: bytes | None) -> int:
     return next(t % VOCAB for t in range(token, token + VOCAB) if bits >> (t % VOCAB) & 1)
 
 
-def score(context: Sequence[int], token: int) -> TokenLogprobs:
-    return TokenLogprobs(logprob=-float((sum(context) + token) % VOCAB) / VOCAB)
+def score(context: Sequence[int], token: int, count: int) -> TokenLogprobs:
+    place = (sum(context) + token) % VOCAB
+    top = tuple(((other - sum(context)) % VOCAB, -float(other) / VOCAB) for other in range(count))
+    return TokenLogprobs(-float(place) / VOCAB, top, 1 + place)
 
 
 class Rows:
@@ -165,14 +167,15 @@ class ToyExecutor:
         scores: tuple[TokenLogprobs, ...] = ()
         if row.wants_prompt_logprobs:
             following = sequence.tokens[row.start + 1 : sequence.prompt_tokens]
-            scores = tuple(score(c, t) for c, t in zip(contexts, following, strict=False))
+            most = sequence.params.prompt_logprobs or 0
+            scores = tuple(score(c, t, most) for c, t in zip(contexts, following, strict=False))
         if not row.samples:
             return RowResult(None, prompt_logprobs=scores)
         mask = None if row.mask is None else row.mask()
         token = allowed(predict(contexts[-1], sequence.params, row.draw), mask)
         self.last[sequence.key] = token
-        wanted = sequence.params.logprobs is not None
-        return RowResult(token, score(contexts[-1], token) if wanted else None, scores)
+        wanted = sequence.params.logprobs
+        return RowResult(token, None if wanted is None else score(contexts[-1], token, wanted), scores)
 
     def collect(self, ticket: object) -> Sequence[RowResult]:
         if self.delay_s:

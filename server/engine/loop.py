@@ -29,6 +29,7 @@ from server.types import (
 )
 
 STATUS_EVERY_S = 0.05
+EMBED_TOKENS = 64  # of texts between two steps; a text that is longer is done whole
 COMPILING_WAIT_S = 0.01  # between two looks at the commands while nothing but grammars is at work
 
 
@@ -82,7 +83,7 @@ class EngineLoop:
                     self._obey(command)
                 self._take_compiled()
                 self._step()
-                self._embed_one()
+                self._embed_some()
                 self._flush()
         finally:
             if self.embedder is not None:
@@ -163,11 +164,16 @@ class EngineLoop:
             return
         self._emit([Tokenized(id=command.id, tokens=tuple(tokens))])
 
-    def _embed_one(self) -> None:
-        """One text a turn: a long list of them delays each running stream by one text only."""
-        if not self._embeds:
-            return
-        command = self._embeds.pop(next(iter(self._embeds)))
+    def _embed_some(self) -> None:
+        """A few tokens of texts a turn: a long list of them delays each running stream by no more than that,
+        and short texts do not wait for a step each."""
+        room = EMBED_TOKENS
+        while self._embeds and room > 0:
+            command = self._embeds.pop(next(iter(self._embeds)))
+            room -= len(command.tokens)
+            self._embed(command)
+
+    def _embed(self, command: Embed) -> None:
         try:
             if self.embedder is None:
                 raise ServerError("this engine makes no embeddings")

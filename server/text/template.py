@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 
 from server.errors import OpenError, RequestError
 from server.text.budget import MAX_OUTPUT, Budget, LimitReached, spending
@@ -34,6 +34,7 @@ class ChatTemplate:
         self.source = source
         self._special = dict(special or {})
         self._compiled = compile_template(source)
+        self._texts = texts_of(source)
         self.traits = Traits()
         self.traits = self._try_out()
 
@@ -81,8 +82,9 @@ class ChatTemplate:
         except LimitReached as limit:
             raise RequestError(f"The model's chat template {limit}.", param="messages") from None
         except jinja2.TemplateError as error:
+            reason = self._own_words(str(error))
             raise RequestError(
-                f"The model's chat template refused the messages: {one_line(str(error))}", param="messages"
+                f"The model's chat template refused the messages{reason}.", param="messages"
             ) from None
         except Exception as error:  # noqa: BLE001 (a stranger's program: anything may be raised)
             raise RequestError(
@@ -90,6 +92,11 @@ class ChatTemplate:
                 param="messages",
             ) from None
         return "".join(pieces)
+
+    def _own_words(self, reason: str) -> str:
+        """As much of why it refused as the template itself says; what it put together may hold a message."""
+        said = [text for text in self._texts if reason.startswith(text)]
+        return f": {one_line(max(said, key=len)).rstrip('. ')}" if said else ""
 
     def _try_out(self) -> Traits:
         source = self.source
@@ -140,6 +147,12 @@ def compile_template(source: str) -> jinja2.Template:
 def undeclared(source: str) -> set[str]:
     """Variables that a template reads and does not set."""
     return meta.find_undeclared_variables(ENVIRONMENT.parse(source))
+
+
+def texts_of(source: str) -> frozenset[str]:
+    """Texts that stand in a template's expressions."""
+    constants = ENVIRONMENT.parse(source).find_all(nodes.Const)
+    return frozenset(node.value for node in constants if isinstance(node.value, str) and node.value.strip())
 
 
 def asking(arguments: object) -> list[dict[str, Any]]:

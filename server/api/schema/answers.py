@@ -34,6 +34,17 @@ class ChatLogprobs(Struct, frozen=True, kw_only=True):
     refusal: None = None
 
 
+class PromptLogprob(Struct, frozen=True, kw_only=True):
+    """As vLLM has it: of each token of the prompt but the first, and of the likeliest in its place."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]  # by token id; the token of the prompt comes first
+
+
 class CalledFunction(Struct, frozen=True, kw_only=True):
     name: str
     arguments: str
@@ -68,6 +79,7 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class CompletionLogprobs(Struct, frozen=True, kw_only=True):
@@ -82,6 +94,7 @@ class CompletionChoice(Struct, frozen=True, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Finish | None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(Struct, frozen=True, kw_only=True):

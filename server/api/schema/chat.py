@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from server.api.schema.base import Loose
-from server.api.schema.sampling import MAX_INT64
+from server.api.schema.sampling import MAX_INT64, MAX_TOP
 from server.api.schema.structured import Structured
 from server.errors import RequestError, UnsupportedParameter
 from server.text.schemas import check_schema, check_size, dump
@@ -127,7 +127,6 @@ class ChatRequest(Structured):
         "functions": ([],),
         "modalities": (["text"],),
         "prediction": (),
-        "prompt_logprobs": (),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
@@ -136,7 +135,7 @@ class ChatRequest(Structured):
     max_tokens: Annotated[int, Field(ge=1, le=MAX_INT64)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT64)] | None = None
     logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     tools: Annotated[list[Tool], Field(default_factory=list, max_length=128)]
     tool_choice: Annotated[
         str | NamedTool | None,

@@ -1,7 +1,6 @@
 """/v1/completions: the request."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -42,10 +41,6 @@ PROMPTS = BeforeValidator(
 
 
 class CompletionRequest(Structured):
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "prompt_logprobs": (),
-    }
-
     prompt: Annotated[list[Prompt], PROMPTS, Field(min_length=1, max_length=MAX_PROMPTS)]
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT64)] = DEFAULT_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -62,6 +57,16 @@ class CompletionRequest(Structured):
         if self.stream and self.candidates > self.n:
             raise ValueError("best_of: must equal n with stream: true")
         return self
+
+    @property
+    def scored_prompt(self) -> int | None:
+        """SamplingParams.prompt_logprobs: for `echo`, for `prompt_logprobs`, or enough for both."""
+        asked = [
+            count
+            for count in (self.prompt_logprobs, self.logprobs if self.echo else None)
+            if count is not None
+        ]
+        return max(asked, default=None)
 
     @property
     def candidates(self) -> int:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from server.api.schema.base import Body, Loose
 
 MAX_INT64 = 2**63 - 1
+MAX_TOP = 20  # likely tokens that are listed at one position
 MAX_STOP_CHARS = 1000  # text that might be the start of a stop string is held back
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -44,6 +45,10 @@ class Sampling(Body):
         Field(default_factory=list, max_length=4),
     ]
     stop_token_ids: Annotated[list[TokenId], Field(default_factory=list, max_length=64)]
+    prompt_logprobs: Annotated[
+        int | None,
+        Field(ge=0, le=MAX_TOP, description="so many of the likeliest tokens at each of the prompt's"),
+    ] = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     timeout: Annotated[float, Field(gt=0, le=86_400, description="seconds for the answer")] | None = None
@@ -53,6 +58,12 @@ class Sampling(Body):
     def _options_need_a_stream(self) -> "Sampling":
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only allowed with stream: true")
+        return self
+
+    @model_validator(mode="after")
+    def _a_stream_has_no_prompt(self) -> "Sampling":
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs: not possible with stream: true")
         return self
 
     @property

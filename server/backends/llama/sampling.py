@@ -293,7 +293,11 @@ def log_total(logits: Logits, scratch: Logits) -> float:
 
 def score(logits: Logits, token: int, count: int, scratch: Logits) -> TokenLogprobs:
     """Log-probabilities of the token and of the `count` most likely ones. Raises BadLogits."""
-    norm = log_total(logits, scratch)
+    norm, own = log_total(logits, scratch), logits[token]
     ids = top_ids(logits, count) if count else np.empty(0, np.int64)
     likely = zip(ids.tolist(), logits[ids].tolist(), strict=True)
-    return TokenLogprobs(float(logits[token]) - norm, tuple((i, value - norm) for i, value in likely))
+    return TokenLogprobs(
+        float(own) - norm,
+        tuple((i, value - norm) for i, value in likely),
+        1 + int(np.count_nonzero(logits > own)),
+    )

@@ -54,7 +54,7 @@ def _to_host(tensor: Tensor) -> Tensor:
 def _scores_to_host(scores: Scores | None) -> Scores | None:
     if scores is None:
         return None
-    return Scores(_to_host(scores.own), _to_host(scores.ids), _to_host(scores.likely))
+    return Scores(_to_host(scores.own), _to_host(scores.ranks), _to_host(scores.ids), _to_host(scores.likely))
 
 
 def read_results(rows: Sequence[Row], results: Sequence[PassResult]) -> list[RowResult]:

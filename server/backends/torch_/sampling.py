@@ -273,17 +273,20 @@ def top_ids(logits: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Log-probabilities of some tokens and of the most likely ones: [rows], [rows, k], [rows, k]."""
+    """Log-probabilities and ranks of some tokens, [rows] each, and the most likely tokens, [rows, k] each."""
 
     own: Tensor
+    ranks: Tensor
     ids: Tensor
     likely: Tensor
 
     def read(self, counts: Sequence[int]) -> list[TokenLogprobs]:
         """The rows, each with as many likely tokens as it wants."""
-        own, ids, likely = self.own.tolist(), self.ids.tolist(), self.likely.tolist()
+        own, ranks, ids, likely = (part.tolist() for part in (self.own, self.ranks, self.ids, self.likely))
         return [
-            TokenLogprobs(own[row], tuple(zip(ids[row][:count], likely[row][:count], strict=True)))
+            TokenLogprobs(
+                own[row], tuple(zip(ids[row][:count], likely[row][:count], strict=True)), ranks[row]
+            )
             for row, count in enumerate(counts)
         ]
 
@@ -291,6 +294,7 @@ class Scores:
 def score(logits: Tensor, tokens: Tensor, most: int) -> Scores:
     """logits float32 [rows, vocabulary], tokens int64 [rows]; `most`: likely tokens wanted by any row."""
     norm = logits.logsumexp(-1, keepdim=True)
-    own = (logits.gather(1, tokens[:, None]) - norm)[:, 0]
+    own = logits.gather(1, tokens[:, None])
+    ranks = 1 + (logits > own).sum(-1)
     ids = top_ids(logits, most) if most else tokens.new_empty((len(tokens), 0))
-    return Scores(own, ids, logits.gather(1, ids) - norm)
+    return Scores((own - norm)[:, 0], ranks, ids, logits.gather(1, ids) - norm)

@@ -48,11 +48,15 @@ class Run:
     loop: EngineLoop
     events: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
     statuses: list[Status] = field(default_factory=list)
-    trace: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)  # ids of the requests whose events came, in order
 
     def text(self, request_id: str) -> list[int]:
         found = self.events[request_id]
         return [token for event in found if isinstance(event, Tokens) for token in event.tokens]
+
+    def events_before(self, request_id: str, other_id: str) -> int:
+        """How many events of the one came before the first of the other."""
+        return self.trace[: self.trace.index(other_id)].count(request_id)
 
     def final(self, request_id: str) -> Event:
         """The last event, after checking that no other ends the request."""
@@ -78,6 +82,7 @@ def run(
             case Events(items=items):
                 for event in items:
                     result.events[event.id].append(event)
+                    result.trace.append(event.id)
             case Status():
                 result.statuses.append(reply)
             case _:

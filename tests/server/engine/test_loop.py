@@ -3,6 +3,7 @@
 import pytest
 
 from server.backends.toy import Rows, ToyEmbedder, ToyExecutor
+from server.engine.loop import EMBED_TOKENS
 from server.engine.scheduler import Scheduler
 from server.types import (
     Abort,
@@ -147,6 +148,18 @@ def test_embeddings_are_made_between_steps_and_taken_back_when_nobody_waits() ->
     for n in range(2):
         assert result.events[f"e{n}"] == [Embedded(id=f"e{n}", vector=ToyEmbedder().embed((n, n + 1)))]
     assert "e2" not in result.events
+
+
+def test_short_texts_are_embedded_several_at_a_time_and_long_ones_by_themselves() -> None:
+    short = [Embed(id=f"s{n}", tokens=(n,)) for n in range(EMBED_TOKENS * 2)]
+    long = [Embed(id=f"l{n}", tokens=(n,) * EMBED_TOKENS) for n in range(2)]
+    steps = []
+    for texts in (short, long):
+        result = run("toy-rows", {0: [ask("r", (1, 2), 40), *texts]}, LIMITS, embedder=ToyEmbedder())
+        order = list(result.events)
+        assert [name for name in order if name != "r"] == [text.id for text in texts]
+        steps.append(result.events_before("r", texts[-1].id))
+    assert steps == [2, 2]
 
 
 def test_an_engine_without_embeddings_refuses_them() -> None:
