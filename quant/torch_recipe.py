@@ -279,12 +279,10 @@ def _flag(value: object) -> bool:
 def _require_stored(scheme: Scheme, format: str, rule: Rule) -> None:
     if rule.schemes and (scheme.bits, scheme.symmetric) not in rule.schemes:
         known = _listed((_described(*pair) for pair in rule.schemes), "or")
-        asked = quoted(_described(scheme.bits, scheme.symmetric), ", not ")
-        raise BadRecipe(f"format {format} stores {known}{asked}")
+        raise BadRecipe(f"format {format} stores {known} only")
     if rule.groups and scheme.group not in rule.groups:
         known = ", ".join("whole rows" if group is None else str(group) for group in rule.groups)
-        asked = quoted("whole rows" if scheme.group is None else scheme.group, ", not ")
-        raise BadRecipe(f"format {format} has groups of {known}{asked}")
+        raise BadRecipe(f"format {format} has groups of {known} only")
 
 
 def _described(bits: int, symmetric: bool) -> str:

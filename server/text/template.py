@@ -84,7 +84,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             reason = self._own_words(str(error))
             raise RequestError(
-                f"The model's chat template refused the messages{reason}.", param="messages"
+                f"The model's chat template refused the messages{reason}", param="messages"
             ) from None
         except Exception as error:  # noqa: BLE001 (a stranger's program: anything may be raised)
             raise RequestError(
@@ -96,7 +96,7 @@ class ChatTemplate:
     def _own_words(self, reason: str) -> str:
         """As much of why it refused as the template itself says; what it put together may hold a message."""
         said = [text for text in self._texts if reason.startswith(text)]
-        return f": {one_line(max(said, key=len)).rstrip('. ')}" if said else ""
+        return f": {one_line(max(said, key=len))}" if said else ""
 
     def _try_out(self) -> Traits:
         source = self.source

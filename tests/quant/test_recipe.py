@@ -170,10 +170,13 @@ PACKED = {"method": "rtn", "format": "compressed-tensors"}
         ({**GPTQ, "imatrix": "x"}, "unknown field 'imatrix'"),
         (
             {**GPTQ, "scheme": {"bits": 3}},
-            "stores 4 bits symmetric or 8 bits symmetric, not '3 bits",
+            "stores 4 bits symmetric or 8 bits symmetric only",
         ),
-        ({**GPTQ, "scheme": {"bits": 4, "symmetric": False}}, "not 4 bits asymmetric"),
-        ({**GPTQ, "scheme": {"bits": 4, "group": 100}}, "groups of 32, 64, 128, whole rows, not 100"),
+        (
+            {**GPTQ, "scheme": {"bits": 4, "symmetric": False}},
+            "stores 4 bits symmetric or 8 bits symmetric only",
+        ),
+        ({**GPTQ, "scheme": {"bits": 4, "group": 100}}, "groups of 32, 64, 128, whole rows only"),
         ({**GPTQ, "scheme": {"bits": "4"}}, "bits is a number from 2 to 8"),
         ({**GPTQ, "scheme": {"bits": 4, "group": 1.5}}, "group is a number of columns"),
         ({**GPTQ, "scheme": {"bits": 4, "symmetric": 1}}, "symmetric is true or false"),

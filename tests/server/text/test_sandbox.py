@@ -160,16 +160,16 @@ def test_what_does_not_compile_is_refused_when_opened(source: str) -> None:
 
 
 def test_raise_exception_reaches_the_client() -> None:
-    with pytest.raises(RequestError, match=r"refused the messages: only one user, please\.$") as caught:
+    with pytest.raises(RequestError, match=r"refused the messages: only one user, please$") as caught:
         render("{{ raise_exception('only one\nuser, please') }}")
     assert caught.value.status == 400
 
 
 def test_a_refusal_repeats_the_template_and_no_message() -> None:
     source = "{{ raise_exception('Not this role: ' ~ messages[0].role ~ messages[0].content) }}"
-    with pytest.raises(RequestError, match=r"refused the messages: Not this role:\.$"):
+    with pytest.raises(RequestError, match=r"refused the messages: Not this role:$"):
         render(source)
-    with pytest.raises(RequestError, match=r"refused the messages\.$"):
+    with pytest.raises(RequestError, match=r"refused the messages$"):
         ChatTemplate("{{ raise_exception(messages[0].content) }}").render(USER)
 
 
