@@ -53,6 +53,14 @@ class UnknownModel(NotFound):
     code = "model_not_found"
 
 
+class UnknownResponse(NotFound):
+    code = "response_not_found"
+
+
+class PreviousResponseNotFound(RequestError):
+    code = "previous_response_not_found"
+
+
 class UnknownJob(NotFound):
     code = "job_not_found"
 

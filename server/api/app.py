@@ -15,8 +15,10 @@ from server.api.edge import Edge
 from server.api.errors import install_error_handlers
 from server.api.hosts import Hosts
 from server.api.limits import Limited
+from server.api.messages import routes as messages
 from server.api.meters import Metrics
 from server.api.openapi import routes as openapi
+from server.api.responses import routes as responses
 from server.catalog import Catalog
 from server.errors import NotFound
 from server.pool.jobs import Jobs
@@ -27,6 +29,8 @@ ROUTERS = (
     chat.router,
     completions.router,
     embeddings.router,
+    messages.router,
+    responses.router,
     models.router,
     tokens.router,
     admin.router,

@@ -59,12 +59,12 @@ class Keys:
 
     def caller(self, scope: Scope) -> Caller:
         """Raises Unauthorized."""
-        key = _bearer(Headers(scope=scope))
+        key = _key(Headers(scope=scope))
         digest = _digest(key or "")
         admin = _among(digest, self.admin)
         user = _among(digest, self.user)
         if not (admin or user) and (self.user or (self.admin and is_admin_path(scope["path"]))):
-            raise Unauthorized("a valid API key is required: Authorization: Bearer <key>")
+            raise Unauthorized("a valid API key is required: Authorization: Bearer <key>, or x-api-key")
         local = not self.admin and not self.user and _is_loopback(scope)
         salt = digest.hex()[:SALT_CHARS] if key else ""
         return Caller(salt=salt, admin=admin or local, known=admin or user)
@@ -94,8 +94,11 @@ def is_admin_path(path: str) -> bool:
     return path.startswith(("/quantize", "/admin"))
 
 
-def _bearer(headers: Headers) -> str | None:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
+def _key(headers: Headers) -> str | None:
+    """OpenAI's way to send it, or Anthropic's where there is no `Authorization` at all."""
+    if "authorization" not in headers:
+        return headers.get("x-api-key") or None
+    scheme, _, key = headers["authorization"].partition(" ")
     return key if scheme.lower() == "bearer" and key else None
 
 

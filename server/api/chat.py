@@ -27,7 +27,7 @@ async def chat(
     body: Annotated[ChatRequest, Depends(json_body(ChatRequest))],
     services: Using,
 ) -> Response:
-    id, created = new_id("chatcmpl"), now()
+    id, created = new_id("chatcmpl-"), now()
     grammar = body.grammar(allows_lark=services.settings.lark_grammars)
     plan = partial(plan_chat, body, id, salt_of(request), grammar)
     if body.stream:

@@ -31,6 +31,7 @@ class Delta:
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
     prompt: tuple[Scored, ...] = ()  # with the first delta, where the prompt is scored
+    stop: str | None = None  # the stop string that ended the answer
 
 
 def understood(delta: Delta, reader: AnswerReader) -> Delta:
@@ -50,6 +51,7 @@ class Choice:
         self._stops = StopMatcher(stops) if stops else None
         self._held: list[tuple[Scored, int]] = []  # not sent yet, with where each ends in the text
         self._made = self._sent = 0  # characters
+        self._stop: str | None = None
 
     def push(self, event: Tokens) -> Delta:
         """Raises EngineFailed where the engine gave the request up."""
@@ -102,12 +104,12 @@ class Choice:
     def _match(self, text: str) -> tuple[str, bool]:
         if self._stops is None:
             return text, False
-        safe, matched = self._stops.push(text)
-        return safe, matched is not None
+        safe, self._stop = self._stops.push(text)
+        return safe, self._stop is not None
 
     def _delta(self, text: str, finish: FinishReason | None, *, cut: bool = False) -> Delta:
         self._sent += len(text)
-        return Delta(self.index, text, self._release(finish, cut), finish)
+        return Delta(self.index, text, self._release(finish, cut), finish, stop=self._stop)
 
     def _release(self, finish: FinishReason | None, cut: bool) -> tuple[Scored, ...]:
         """Tokens whose text was sent. One that added nothing yet goes with the one that completes it."""

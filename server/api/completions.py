@@ -40,7 +40,7 @@ async def completions(
     body: Annotated[CompletionRequest, Depends(json_body(CompletionRequest))],
     services: Using,
 ) -> Response:
-    id, created = new_id("cmpl"), now()
+    id, created = new_id("cmpl-"), now()
     grammar = body.grammar(allows_lark=services.settings.lark_grammars)
     plan = partial(_plan, body, id, salt_of(request), grammar)
     if body.stream:

@@ -31,7 +31,7 @@ BUDGETS: Mapping[Effort, int | None] = {
 async def plan_chat(body: ChatRequest, id: str, salt: str, grammar: Grammar | None, lease: Lease) -> Plan:
     """`grammar` is what `body.grammar` says. Raises RequestError."""
     text = lease.text
-    rendered = await asyncio.to_thread(_render, body, text)
+    rendered = await asyncio.to_thread(render, body, text)
     prompt = await text.encode_rendered(rendered)
     if body.offered:
         grammar = _with_calls(body, text, grammar)
@@ -64,7 +64,8 @@ async def plan_chat(body: ChatRequest, id: str, salt: str, grammar: Grammar | No
 # -- what the model is told -----------------------------------------------------------------------
 
 
-def _render(body: ChatRequest, text: TextModel) -> str:
+def render(body: ChatRequest, text: TextModel) -> str:
+    """The prompt. Takes up to 2 s: call it in a thread. Raises RequestError."""
     messages: list[Fields] = [message.fields for message in body.messages]
     traits, tools = text.template.traits, body.offered
     if not traits.tools:

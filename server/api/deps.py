@@ -10,6 +10,7 @@ from quant.store import VariantStore
 from server.api.auth import Keys
 from server.api.edge import trace_of
 from server.api.meters import Metrics
+from server.api.responses.store import ResponseStore
 from server.catalog import Catalog
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
@@ -25,6 +26,7 @@ class Services:
     store: VariantStore
     keys: Keys
     metrics: Metrics
+    responses: ResponseStore = field(default_factory=ResponseStore)
     started: int = field(default_factory=lambda: int(time.time()))  # Unix time, for `created`
 
 

@@ -14,13 +14,13 @@ from server.api.deps import Services, announce
 from server.api.generate import Begun, Part, Planner, ask
 from server.api.leaving import unless_gone
 from server.api.schema.sampling import Sampling
-from server.api.sse import open_stream
+from server.api.sse import PLAIN, Voice, open_stream
 from server.api.whole import Whole, collect
 from server.pool.states import Served
 
 
 def new_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(16)}"
+    return prefix + secrets.token_hex(16)
 
 
 def now() -> int:
@@ -46,12 +46,17 @@ async def answer_whole(
 
 
 async def answer_stream(
-    request: Request, services: Services, body: Sampling, plan: Planner, shape: Callable[[Begun], Chunks]
+    request: Request,
+    services: Services,
+    body: Sampling,
+    plan: Planner,
+    shape: Callable[[Begun], Chunks],
+    voice: Voice = PLAIN,
 ) -> Response:
     """A stream waits for a model as long as its client does."""
     announce(request, services, body.model)
     frames = _frames(within(ask(services, body.model, plan, wait_s=None), body.timeout), shape)
-    return await open_stream(request.receive, frames, services.settings.ping_s)
+    return await open_stream(request.receive, frames, services.settings.ping_s, voice)
 
 
 async def _frames(parts: AsyncGenerator[Part], shape: Callable[[Begun], Chunks]) -> AsyncGenerator[bytes]:

@@ -58,12 +58,12 @@ class Edge:
                 raise WrongHost("the Host header names none of this server's hosts")
             await self.app(scope, _Incoming(receive, self.body_limit, self.body_wait_s), outgoing)
         except ServerError as error:
-            await response_of(error)(scope, receive, outgoing)
+            await response_of(error, scope["path"])(scope, receive, outgoing)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets the one shape
             told = unexpected(error)
             if outgoing.started:
                 raise RuntimeError("an answer broke off") from None
-            await response_of(told)(scope, receive, outgoing)
+            await response_of(told, scope["path"])(scope, receive, outgoing)
 
 
 class _Incoming:

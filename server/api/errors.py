@@ -1,14 +1,12 @@
-"""One error shape, {"error": {message, type, param, code}}, whatever went wrong and wherever."""
+"""One error shape a route (server.api.envelope), whatever went wrong and wherever."""
 
 import logging
 import re
 import traceback
 from collections.abc import Mapping
 
-import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from msgspec import Struct
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,6 +22,7 @@ from quant.errors import (
     VariantInUse,
 )
 from server import errors
+from server.api.envelope import body_of
 from server.api.schema.base import field_names
 from server.errors import MethodNotAllowed, NotFound, RequestError, ServerError
 
@@ -43,31 +42,15 @@ QUANT_ERRORS: Mapping[type[QuantError], type[ServerError]] = {
 }
 
 
-class Detail(Struct, frozen=True, kw_only=True):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorBody(Struct, frozen=True, kw_only=True):
-    error: Detail
-
-
 class ClientGone(Exception):
     """The client left before its answer was complete."""
 
 
-def body_of(error: ServerError) -> bytes:
-    detail = Detail(message=str(error), type=error.kind, param=error.param, code=error.code)
-    return msgspec.json.encode(ErrorBody(error=detail))
-
-
-def response_of(error: ServerError, headers: Mapping[str, str] | None = None) -> Response:
+def response_of(error: ServerError, path: str = "", headers: Mapping[str, str] | None = None) -> Response:
     every = dict(headers or {})
     if error.retry_after is not None:
         every["Retry-After"] = str(error.retry_after)
-    return Response(body_of(error), error.status, every, "application/json")
+    return Response(body_of(error, path), error.status, every, "application/json")
 
 
 def unexpected(error: BaseException) -> ServerError:
@@ -121,20 +104,20 @@ def from_http(error: HTTPException) -> ServerError:
             return ServerError("something went wrong inside the server")
 
 
-async def _on_server_error(_: Request, error: Exception) -> Response:
+async def _on_server_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServerError)
-    return response_of(error)
+    return response_of(error, request.scope["path"])
 
 
-async def _on_quant_error(_: Request, error: Exception) -> Response:
+async def _on_quant_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, QuantError)
-    return response_of(from_quant(error))
+    return response_of(from_quant(error), request.scope["path"])
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
-    return response_of(from_http(error), headers)
+    return response_of(from_http(error), request.scope["path"], headers)
 
 
 def _allowed(request: Request) -> str:

@@ -57,6 +57,8 @@ class Plan:
 class Begun:
     served: Served
     vocabulary: Vocabulary
+    prompt: int = 0  # tokens
+    cached: int = 0  # of them, of the answer that began first
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class Tally:
     prompt: int = 0
     cached: int = 0
     completion: int = 0
+    reasoning: int = 0  # of the completion's
 
     @property
     def usage(self) -> Usage:
@@ -151,7 +154,7 @@ async def _attempt(
                 async for delta in deltas:
                     if not begun:
                         begun = True
-                        yield Begun(lease.variant, lease.text.vocabulary)
+                        yield Begun(lease.variant, lease.text.vocabulary, tally.prompt, tally.cached)
                     yield delta
         except EngineDied as error:
             if begun:
@@ -243,6 +246,7 @@ async def _run(
                     delta = _with_prompt(delta, plan.prompts[number], event, lease.text)
                 if reader is not None:
                     delta = understood(delta, reader)
+                    tally.reasoning += new if delta.reasoning or reader.thinking else 0
                 timer.finish = delta.finish
                 yield delta
                 if delta.finish:

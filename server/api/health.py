@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from msgspec import Struct
 
 from server.api.deps import Using
-from server.api.errors import Detail
+from server.api.envelope import Detail
 from server.errors import ModelLoading
 
 router = APIRouter(tags=["operations"])

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from server.api.body import json_body
 from server.api.deps import Using
 from server.api.schema.admin import PullRequest
-from server.api.sse import open_stream, safe_lines
+from server.api.sse import Plain, open_stream, safe_lines
 from server.errors import RequestError
 from server.pool.jobs import Jobs
 from server.pool.records import FINAL
@@ -42,7 +42,7 @@ async def job_events(job: str, request: Request, services: Using) -> Response:
     if not events and services.jobs.get(job).state in FINAL:
         return Response(status_code=204)
     return await open_stream(
-        request.receive, _frames(services.jobs, job, after), services.settings.ping_s, done=b""
+        request.receive, _frames(services.jobs, job, after), services.settings.ping_s, Plain(end=b"")
     )
 
 

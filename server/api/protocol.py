@@ -6,7 +6,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.api.edge import HEADER_LIMIT
-from server.api.errors import body_of
+from server.api.envelope import body_of
 from server.errors import HeadersTooLarge, RequestError
 
 HEAD_S = 30.0  # for a head to be complete

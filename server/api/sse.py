@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.errors import ClientGone, body_of, unexpected
+from server.api.envelope import body_of
+from server.api.errors import ClientGone, unexpected
 from server.api.leaving import cancelled, unless_gone, until_gone
 from server.errors import ServerError
 
@@ -16,8 +19,37 @@ DONE = b"data: [DONE]\n\n"
 UNICODE_BREAKS = tuple((c.encode(), f"\\u{ord(c):04x}".encode()) for c in ("\x85", "\u2028", "\u2029"))
 
 
+class Voice(Protocol):
+    """What a stream says besides its frames."""
+
+    @property
+    def ping(self) -> bytes: ...  # while there is nothing to say
+    @property
+    def end(self) -> bytes: ...
+    def error(self, error: ServerError) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Comments, errors in OpenAI's shape, and an end that tells a whole stream from one that broke off."""
+
+    ping: bytes = PING
+    end: bytes = DONE
+
+    def error(self, error: ServerError) -> bytes:
+        return frame(body_of(error))
+
+
+PLAIN = Plain()
+
+
 def frame(body: bytes) -> bytes:
     return b"data: " + body + b"\n\n"
+
+
+def event(name: str, body: bytes) -> bytes:
+    """A frame with a name, for readers that tell events apart by it."""
+    return b"event: " + name.encode() + b"\n" + frame(safe_lines(body))
 
 
 def safe_lines(body: bytes) -> bytes:
@@ -29,10 +61,10 @@ def safe_lines(body: bytes) -> bytes:
 
 
 async def open_stream(
-    receive: Receive, frames: AsyncGenerator[bytes], ping_s: float, *, done: bytes = DONE
+    receive: Receive, frames: AsyncGenerator[bytes], ping_s: float, voice: Voice = PLAIN
 ) -> Response:
     """Errors before the first frame are raised, so that they keep their status, unless that frame is so late
-    that the response must start with pings. `done` comes last. Raises ClientGone."""
+    that the response must start with pings. Raises ClientGone."""
     first = asyncio.ensure_future(_next(frames))
     gone = asyncio.ensure_future(until_gone(receive))
     try:
@@ -47,7 +79,7 @@ async def open_stream(
         raise
     finally:
         await cancelled(gone)
-    return EventStream(first, frames, ping_s, done)
+    return EventStream(first, frames, ping_s, voice)
 
 
 class EventStream(Response):
@@ -58,14 +90,14 @@ class EventStream(Response):
         first: "asyncio.Task[bytes | None]",
         frames: AsyncGenerator[bytes],
         ping_s: float,
-        done: bytes = DONE,
+        voice: Voice,
     ) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
         self._first = first
         self._frames = frames
         self._ping_s = ping_s
-        self._done = done
+        self._voice = voice
         self._quiet = not first.done()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,12 +115,12 @@ class EventStream(Response):
         try:
             await self._send_frames(send)
         except ServerError as error:
-            await _send(send, frame(body_of(error)))
+            await _send(send, self._voice.error(error))
         except Exception as error:  # noqa: BLE001 - too late for a status: it becomes the last event
-            await _send(send, frame(body_of(unexpected(error))))
+            await _send(send, self._voice.error(unexpected(error)))
         finally:
             await cancelled(pings)
-        await send({"type": "http.response.body", "body": self._done, "more_body": False})
+        await send({"type": "http.response.body", "body": self._voice.end, "more_body": False})
 
     async def _send_frames(self, send: Send) -> None:
         if (first := await self._first) is None:
@@ -102,7 +134,7 @@ class EventStream(Response):
         """A comment after each interval that had no frame."""
         while True:
             if self._quiet:
-                await _send(send, PING)
+                await _send(send, self._voice.ping)
             self._quiet = True
             await asyncio.sleep(self._ping_s)
 

@@ -1,5 +1,6 @@
-"""/tokenize and /detokenize: a model's own view of a text. They load the model like any request."""
+"""/tokenize, /detokenize, /apply-template: a model's own view of a text. They load it like any request."""
 
+import asyncio
 from typing import Annotated
 
 import msgspec
@@ -7,9 +8,11 @@ from fastapi import APIRouter, Depends, Request, Response
 from msgspec import Struct
 
 from server.api.body import json_body
+from server.api.conversation import render
 from server.api.deps import Services, Using, announce
 from server.api.generate import check_tokens
 from server.api.leaving import unless_gone
+from server.api.schema.chat import ChatRequest
 from server.api.schema.tokens import DetokenizeRequest, TokenizeRequest
 from server.text.detokenize import detokenize
 
@@ -23,6 +26,12 @@ class Tokenized(Struct, frozen=True, kw_only=True):
 
 class Detokenized(Struct, frozen=True, kw_only=True):
     content: str
+
+
+class AppliedTemplate(Struct, frozen=True, kw_only=True):
+    prompt: str
+    tokens: list[int]
+    count: int
 
 
 @router.post("/tokenize")
@@ -43,6 +52,24 @@ async def detokenize_route(
 ) -> Response:
     announce(request, services, body.model)
     return _json(await unless_gone(request.receive, _detokenized(body, services)))
+
+
+@router.post("/apply-template")
+async def apply_template(
+    request: Request,
+    body: Annotated[ChatRequest, Depends(json_body(ChatRequest))],
+    services: Using,
+) -> Response:
+    announce(request, services, body.model)
+    return _json(await unless_gone(request.receive, _applied(body, services)))
+
+
+async def _applied(body: ChatRequest, services: Services) -> AppliedTemplate:
+    """What the model would be told by a chat request with this body."""
+    async with services.pool.acquire(body.model, wait_s=services.settings.build_wait_s) as lease:
+        prompt = await asyncio.to_thread(render, body, lease.text)
+        tokens = await lease.text.encode_rendered(prompt)
+    return AppliedTemplate(prompt=prompt, tokens=list(tokens), count=len(tokens))
 
 
 async def _tokenized(body: TokenizeRequest, services: Services) -> Tokenized:

@@ -24,6 +24,7 @@ class Answer:
     finish: Finish | None = None
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
+    stop: str | None = None  # the stop string that ended it
 
     @property
     def mean_logprob(self) -> float:
@@ -57,7 +58,7 @@ async def collect(parts: AsyncGenerator[Part]) -> Whole:
                     _add_calls(answer.calls, part.calls)
                     answer.scored += part.scored
                     answer.prompt += part.prompt
-                    answer.finish = part.finish
+                    answer.finish, answer.stop = part.finish, part.stop
                 case Tally():
                     tally = part
     assert begun is not None, "a request that ends without an error has begun"

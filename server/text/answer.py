@@ -20,6 +20,10 @@ class AnswerReader:
         self._thoughts, self._calls = thoughts, calls
         self.called = False
 
+    @property
+    def thinking(self) -> bool:
+        return self._thoughts is not None and self._thoughts.thinking
+
     def push(self, text: str, *, last: bool) -> Parts:
         reasoning, answer = ("", text) if self._thoughts is None else self._thoughts.push(text)
         if last and self._thoughts is not None:

@@ -42,6 +42,10 @@ class ThoughtSplitter:
         self._silent = True  # no thought yet
         self._held = ""
 
+    @property
+    def thinking(self) -> bool:
+        return self._state == "thinking"
+
     def push(self, text: str) -> tuple[str, str]:
         """What is new of the thoughts, and of the answer."""
         if self._state == "answering":

@@ -12,6 +12,8 @@ from server.api.schema.admin import QuantizeRequest
 from server.api.schema.base import Body
 from server.api.schema.chat import ChatRequest
 from server.api.schema.completions import CompletionRequest
+from server.api.schema.messages import MessagesRequest
+from server.api.schema.responses import ResponsesRequest
 from server.api.schema.tokens import DetokenizeRequest, TokenizeRequest
 
 ROOT = Path(__file__).parents[2]
@@ -20,11 +22,16 @@ PAGES = [ROOT / "README.md", *(page for name in FOLDERS for page in sorted((ROOT
 REQUESTS: dict[str, type[Body]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponsesRequest,
+    "/v1/messages": MessagesRequest,
+    "/apply-template": ChatRequest,
     "/quantize": QuantizeRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
-CURL = re.compile(r"^curl .*?localhost:8000(?P<path>/[\w/]+)(?P<rest>(?:\\\n|[^'\n]|'[^']*')*)", re.MULTILINE)
+CURL = re.compile(
+    r"^curl .*?localhost:8000(?P<path>/[\w/-]+)(?P<rest>(?:\\\n|[^'\n]|'[^']*')*)", re.MULTILINE
+)
 BODY = re.compile(r"-d\s+'(?P<body>[^']*)'")
 LINK = re.compile(r"\]\(([^)\s#]+)")
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from msgspec import Struct
 
 from server.api.auth import OPEN_PATHS
-from server.api.errors import ErrorBody
+from server.api.envelope import ErrorBody, MessagesError, is_messages
 from server.api.openapi.table import EVERYWHERE, OPERATIONS, WITH_BODY, Answer, Operation
 from server.api.schema.base import Body
 
@@ -28,6 +28,10 @@ HEADERS: Mapping[str, str] = {
     "X-Ignored-Params": "parameters that had no effect",
     "Retry-After": "seconds to wait before trying again",
 }
+KEYS: Mapping[str, Json] = {
+    "key": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 
 
 def document(app: FastAPI, *, keys: bool, model: str) -> Json:
@@ -39,7 +43,7 @@ def document(app: FastAPI, *, keys: bool, model: str) -> Json:
         for method in sorted(route.methods or ()):
             entry = _operation(route, OPERATIONS[method, route.path_format], schemas, model)
             if keys and route.path_format not in OPEN_PATHS:
-                entry["security"] = [{"key": []}]
+                entry["security"] = [{name: []} for name in KEYS]
             paths.setdefault(route.path_format, {})[method.lower()] = entry
     return {
         "openapi": "3.1.0",
@@ -48,7 +52,7 @@ def document(app: FastAPI, *, keys: bool, model: str) -> Json:
         "components": {
             "schemas": dict(sorted(schemas.items())),
             "headers": {name: _header(text) for name, text in HEADERS.items()},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": dict(KEYS),
         },
     }
 
@@ -79,7 +83,7 @@ def _operation(route: APIRoute, table: Operation, schemas: Json, model: str) -> 
         "summary": table.summary,
         "operationId": route.name,
         "tags": route.tags or ["operations"],
-        "responses": dict(_responses(table, body is not None)),
+        "responses": dict(_responses(table, body is not None, route.path_format)),
     }
     if parameters := [_path_parameter(name) for name in route.param_convertors]:
         entry["parameters"] = parameters
@@ -96,20 +100,21 @@ def _path_parameter(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
-def _responses(table: Operation, has_body: bool) -> Iterator[tuple[str, Json]]:
+def _responses(table: Operation, has_body: bool, path: str) -> Iterator[tuple[str, Json]]:
     """Whole answers, and every error that the route can give."""
     headers = ["X-Request-Id", "X-Variant", "X-Ignored-Params"] if has_body else ["X-Request-Id"]
     good = _response(table.status, table.answer, headers)
     if table.streams:
-        text = "server-sent events, a chunk each, then [DONE]"
+        text = "server-sent events, a chunk each"
         good["content"]["text/event-stream"] = {"schema": {"type": "string", "description": text}}
     yield str(table.status), good
     for status, answer in table.also.items():
         yield str(status), _response(status, answer, headers)
     errors = {*EVERYWHERE, *table.errors, *(WITH_BODY if has_body else ())} - table.also.keys()
+    shape = MessagesError if is_messages(path) else ErrorBody
     for status in sorted(errors):
         waits = ["Retry-After"] if status in (429, 503) else []
-        yield str(status), _response(status, ErrorBody, ["X-Request-Id", *waits])
+        yield str(status), _response(status, shape, ["X-Request-Id", *waits])
 
 
 def _response(status: int, answer: Answer | None, headers: Iterable[str]) -> Json:
@@ -129,7 +134,7 @@ def _response(status: int, answer: Answer | None, headers: Iterable[str]) -> Jso
 
 
 def _answer_schemas() -> Json:
-    every: set[type[Struct]] = {ErrorBody}
+    every: set[type[Struct]] = {ErrorBody, MessagesError}
     for table in OPERATIONS.values():
         every |= {one for one in (table.answer, *table.also.values()) if one and not isinstance(one, str)}
     _, schemas = msgspec.json.schema_components(

@@ -11,7 +11,9 @@ from server.api.health import Alive, Readiness, Version
 from server.api.models import ModelCard, ModelList
 from server.api.schema.answers import ChatCompletion, Completion
 from server.api.schema.embeddings import EmbeddingList
-from server.api.tokens import Detokenized, Tokenized
+from server.api.schema.message_answers import AssistantTurn, TokenCount
+from server.api.schema.response_answers import Deleted, ModelResponse
+from server.api.tokens import AppliedTemplate, Detokenized, Tokenized
 from server.pool.records import Job
 
 Answer = type[Struct] | str  # a JSON shape, or another media type
@@ -56,6 +58,35 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
             errors=OF_MODELS,
             example={"model": "tiny-chat", "input": "Paris is in France"},
         ),
+        ("POST", "/v1/responses"): Operation(
+            summary="What a model answers to items of input",
+            answer=ModelResponse,
+            streams=True,
+            errors=OF_MODELS,
+            example={
+                "model": "tiny-chat",
+                "input": "What is the capital of France?",
+                "max_output_tokens": 32,
+            },
+        ),
+        ("GET", "/v1/responses/{id}"): Operation(summary="A stored response", answer=ModelResponse),
+        ("DELETE", "/v1/responses/{id}"): Operation(summary="Forget a stored response", answer=Deleted),
+        ("POST", "/v1/responses/{id}/cancel"): Operation(
+            summary="Refused: no response runs in the background", answer=ModelResponse
+        ),
+        ("POST", "/v1/messages"): Operation(
+            summary="The next message of a conversation, as Anthropic's clients ask for it",
+            answer=AssistantTurn,
+            streams=True,
+            errors=OF_MODELS,
+            example={"model": "tiny-chat", "messages": HELLO, "max_tokens": 32},
+        ),
+        ("POST", "/v1/messages/count_tokens"): Operation(
+            summary="How many tokens a conversation is",
+            answer=TokenCount,
+            errors=OF_MODELS,
+            example={"model": "tiny-chat", "messages": HELLO},
+        ),
         ("GET", "/v1/models"): Operation(summary="All models", answer=ModelList),
         ("GET", "/v1/models/{name}"): Operation(summary="One model, alias or variant", answer=ModelCard),
         ("POST", "/tokenize"): Operation(
@@ -69,6 +100,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
             answer=Detokenized,
             errors=OF_MODELS,
             example={"model": "tiny-chat", "tokens": [1, 2]},
+        ),
+        ("POST", "/apply-template"): Operation(
+            summary="What a model is told by a chat request",
+            answer=AppliedTemplate,
+            errors=OF_MODELS,
+            example={"model": "tiny-chat", "messages": HELLO},
         ),
         ("POST", "/quantize"): Operation(
             summary="Build a variant",

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from server.errors import UnsupportedParameter
 
@@ -63,6 +63,17 @@ def field_names() -> frozenset[str]:
             aliases = getattr(info.validation_alias, "choices", [info.validation_alias])
             names |= {name, *(alias for alias in aliases if isinstance(alias, str))}
     return frozenset(names)
+
+
+def text_or(things: str) -> BeforeValidator:
+    """Of a union of a text and a list: says so, where a value is neither or the list is empty."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) and not (isinstance(value, list) and value):
+            raise ValueError(f"must be a text or a list of {things}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def header_value(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Parameters that chat and completions share, with OpenAI's bounds; and those of our own."""
+"""Parameters that the routes which generate text share, with OpenAI's bounds; and those of our own."""
 
 from typing import Annotated, Any
 
@@ -19,13 +19,21 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+StopTexts = Annotated[
+    list[StopText],
+    BeforeValidator(_as_list, json_schema_input_type=StopText | Stops),
+    Field(default_factory=list, max_length=4),
+]
+
+
 class StreamOptions(Loose):
     include_usage: bool = False
 
 
 class Sampling(Body):
+    """Of all of them: which model, how tokens are chosen, how the answer comes."""
+
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT64)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT64, description="0 and -1: off")] | None = None
@@ -38,24 +46,26 @@ class Sampling(Body):
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
         Field(default_factory=dict, max_length=1024),
     ]
-    n: Annotated[int, Field(ge=1, le=16)] = 1
-    stop: Annotated[
-        list[StopText],
-        BeforeValidator(_as_list, json_schema_input_type=StopText | Stops),
-        Field(default_factory=list, max_length=4),
-    ]
     stop_token_ids: Annotated[list[TokenId], Field(default_factory=list, max_length=64)]
     prompt_logprobs: Annotated[
         int | None,
         Field(ge=0, le=MAX_TOP, description="so many of the likeliest tokens at each of the prompt's"),
     ] = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
     timeout: Annotated[float, Field(gt=0, le=86_400, description="seconds for the answer")] | None = None
     priority: Annotated[int, Field(ge=0, le=100, description="larger runs later")] = 0
 
+
+class Completing(Sampling):
+    """Of chat and completions."""
+
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT64)] | None = None
+    n: Annotated[int, Field(ge=1, le=16)] = 1
+    stop: StopTexts
+    stream_options: StreamOptions | None = None
+
     @model_validator(mode="after")
-    def _options_need_a_stream(self) -> "Sampling":
+    def _options_need_a_stream(self) -> "Completing":
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only allowed with stream: true")
         return self

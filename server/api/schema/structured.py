@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from server.api.schema.base import Loose
-from server.api.schema.sampling import Sampling
+from server.api.schema.sampling import Completing
 from server.errors import RequestError, UnsupportedParameter
 from server.text.schemas import MAX_ENUM, check_expression, check_schema, check_size, settled
 from server.types import Grammar
@@ -50,7 +50,7 @@ class StructuredOutputs(Loose):
     json_object: bool | None = None
 
 
-class Structured(Sampling):
+class Structured(Completing):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | None = None

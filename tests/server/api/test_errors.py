@@ -12,7 +12,8 @@ import pytest
 from fastapi import Response
 
 from quant.errors import DiskFull, QuantError
-from server.api.errors import body_of, from_quant, response_of
+from server.api.envelope import body_of
+from server.api.errors import from_quant, response_of
 from server.errors import Overloaded, ServerError
 from tests.hostile.operators import VALID
 from tests.server.api.support import (
