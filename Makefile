@@ -27,7 +27,7 @@ serve: $(VENV)/.serve ## Install what serving needs, then serve models.yaml on p
 test: $(VENV)/.dev ## Install what the tests need, then run them (TEST="...": arguments for pytest)
 	@$(BIN)/python -m pytest $(TEST)
 
-test-clients: $(VENV)/.dev $(VENV)-clients/.done ## Four client libraries, in an environment of their own, against a server
+test-clients: $(VENV)/.dev $(VENV)-clients/.done ## Client libraries (Python, and node where there is one) against a server
 	@$(BIN)/python -m tests.clients $(VENV)-clients/bin/python
 
 test-hostile: $(VENV)/.dev $(VENV)-hostile/.done ## schemathesis over /openapi.json, then 10,000 spoilt requests (some minutes)
