@@ -113,6 +113,7 @@ class Conversing(Sampling):
         "context_management": (),
         "mcp_servers": ([],),
         "output_format": (),
+        "prompt_logprobs": (),
         "speed": ("standard",),
     }
 

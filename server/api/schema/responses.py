@@ -164,6 +164,7 @@ class ResponsesRequest(Sampling):
         "max_tool_calls": (),
         "n": (1,),
         "prompt": (),
+        "prompt_logprobs": (),
         "truncation": ("disabled",),
     }
 

@@ -47,10 +47,6 @@ class Sampling(Body):
         Field(default_factory=dict, max_length=1024),
     ]
     stop_token_ids: Annotated[list[TokenId], Field(default_factory=list, max_length=64)]
-    prompt_logprobs: Annotated[
-        int | None,
-        Field(ge=0, le=MAX_TOP, description="so many of the likeliest tokens at each of the prompt's"),
-    ] = None
     stream: bool = False
     timeout: Annotated[float, Field(gt=0, le=86_400, description="seconds for the answer")] | None = None
     priority: Annotated[int, Field(ge=0, le=100, description="larger runs later")] = 0
@@ -61,6 +57,10 @@ class Completing(Sampling):
 
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT64)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] = 1
+    prompt_logprobs: Annotated[
+        int | None,
+        Field(ge=0, le=MAX_TOP, description="so many of the likeliest tokens at each of the prompt's"),
+    ] = None
     stop: StopTexts
     stream_options: StreamOptions | None = None
 
@@ -71,7 +71,7 @@ class Completing(Sampling):
         return self
 
     @model_validator(mode="after")
-    def _a_stream_has_no_prompt(self) -> "Sampling":
+    def _a_stream_has_no_prompt(self) -> "Completing":
         if self.prompt_logprobs is not None and self.stream:
             raise ValueError("prompt_logprobs: not possible with stream: true")
         return self
