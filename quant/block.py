@@ -6,6 +6,7 @@ Methods change the module's weights; calling the block computes with whatever it
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -28,8 +29,9 @@ class Decoder:
         classes = import_module(self.family.package)
         self._layer = getattr(classes, f"{self.family.prefix}DecoderLayer")
         try:
-            self.config = getattr(classes, f"{self.family.prefix}Config").from_dict(dict(values))
-            self.config._attn_implementation = "sdpa"
+            config = f"{self.family.config or self.family.prefix}Config"
+            self.config = getattr(classes, config).from_dict(dict(values))
+            self.config._attn_implementation = self.family.attention
             self._rotary: nn.Module = getattr(classes, f"{self.family.prefix}RotaryEmbedding")(self.config)
         except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
             first = str(error).strip().rpartition("\n")[2].strip()
@@ -38,6 +40,17 @@ class Decoder:
     @property
     def layers(self) -> int:
         return int(self.config.num_hidden_layers)
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the model multiplies embeddings by before the first block."""
+        match self.family.embedding_scale:
+            case "root":
+                return float(self.config.hidden_size**0.5)
+            case "multiplier":
+                return float(self.config.embedding_multiplier)
+            case "none":
+                return 1.0
 
     def block(self, index: int, tensors: Mapping[str, Tensor]) -> "DecoderBlock":
         """`tensors`: by name below the block, all of one dtype and device; they are not copied.
@@ -49,7 +62,8 @@ class Decoder:
         _check_tensors(name, module, tensors)
         module.load_state_dict(dict(tensors), strict=True, assign=True)
         module.eval().requires_grad_(False)
-        return DecoderBlock(name, module, self.family, self._rotary, self._window(index))
+        typed = self.config.layer_types[index] if self.family.rotary == "typed" else None
+        return DecoderBlock(name, module, self.family, Rotary(self._rotary, typed), self._window(index))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of a block by name below it, without allocating one."""
@@ -68,11 +82,23 @@ class Decoder:
                 return None
 
 
+@dataclass(frozen=True)
+class Rotary:
+    """How positions turn queries and keys of one block."""
+
+    module: nn.Module
+    kind: str | None  # of the layer, where the model has several
+
+    def __call__(self, hidden: Tensor, positions: Tensor) -> Any:
+        module = self.module.to(hidden.device)
+        return module(hidden, positions) if self.kind is None else module(hidden, positions, self.kind)
+
+
 class DecoderBlock:
     """Implements quant.methods.base.Block."""
 
     def __init__(
-        self, name: str, module: nn.Module, family: Family, rotary: nn.Module, window: int | None
+        self, name: str, module: nn.Module, family: Family, rotary: Rotary, window: int | None
     ) -> None:
         self.name = name
         self.module = module
@@ -108,17 +134,19 @@ class DecoderBlock:
         positions = torch.arange(tokens, device=hidden.device)[None]
         output: Tensor = self.module(
             hidden,
-            attention_mask=self._mask(tokens, hidden.device),
+            attention_mask=self._mask(tokens, hidden),
             position_ids=positions,
-            position_embeddings=self._rotary.to(hidden.device)(hidden, positions),
+            position_embeddings=self._rotary(hidden, positions),
         )
         return output
 
-    def _mask(self, tokens: int, device: torch.device) -> Tensor | None:
-        """None where the window hides nothing: attention is causal by itself then, and faster."""
-        if self.window is None or self.window >= tokens:
-            return None
-        return _windowed(tokens, self.window, device)
+    def _mask(self, tokens: int, hidden: Tensor) -> Tensor | None:
+        """None where the window hides nothing: attention is causal by itself then, and faster. Written out in
+        full it is told what to add to each score."""
+        window = min(self.window or tokens, tokens)
+        if self.family.attention == "eager":
+            return _added(tokens, window, hidden.device, hidden.dtype)
+        return None if window == tokens else _windowed(tokens, window, hidden.device)
 
     def _culprit(self, hidden: Tensor) -> str:
         """Full name of the first submodule that puts out NaN or infinity."""
@@ -153,6 +181,12 @@ def _windowed(tokens: int, window: int, device: torch.device) -> Tensor:
     """bool [1, 1, tokens, tokens]: a position sees itself and the window - 1 before it."""
     distance = torch.arange(tokens, device=device)[:, None] - torch.arange(tokens, device=device)[None]
     return ((distance >= 0) & (distance < window))[None, None]
+
+
+@lru_cache(maxsize=4)
+def _added(tokens: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    seen = _windowed(tokens, window, device)
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def _linear(module: nn.Module) -> nn.Linear:

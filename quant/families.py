@@ -7,7 +7,7 @@ same architectures is in quant.gguf.families.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from quant.errors import UnsupportedArchitecture
 
@@ -36,6 +36,12 @@ class Family:
     scale_groups: tuple[ScaleGroup, ...]
     window: Literal["none", "all", "typed"]  # which layers have one; typed: see layer_types
     unclipped: frozenset[str]  # linears whose output goes through a softmax: clipping weights hurts them
+    config: str = ""  # prefix of the config's class where it is another
+    attention: Literal["sdpa", "eager"] = "sdpa"  # eager where scores are capped
+    rotary: Literal["one", "typed"] = "one"  # typed: layers of each type turn positions in their own way
+    norm_offset: float = 0.0  # what is added to a norm's weight
+    norm_bias: bool = False
+    embedding_scale: Literal["none", "root", "multiplier"] = "none"  # root: of the hidden size
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
@@ -54,27 +60,77 @@ QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATED = ("mlp.gate_proj", "mlp.up_proj")
 
 
-def _llama_like(package: str, prefix: str, window: Literal["none", "all", "typed"]) -> Family:
-    """Pre-norm blocks of rotary attention and a gated MLP under Llama's names."""
+Window = Literal["none", "all", "typed"]
+V_TO_O = ScaleGroup(
+    source="self_attn.v_proj",
+    linears=("self_attn.o_proj",),
+    module="self_attn.o_proj",
+    per_head="self_attn",
+)
+UP_TO_DOWN = ScaleGroup(source="mlp.up_proj", linears=("mlp.down_proj",), module="mlp.down_proj")
+
+
+def _llama_like(
+    package: str,
+    prefix: str,
+    window: Window,
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm"),
+    **more: Any,
+) -> Family:
+    """Blocks of rotary attention and a gated MLP under Llama's names; `norms` before each of them, if any."""
+    before = [
+        ScaleGroup(source=norm, linears=linears, module=module)
+        for norm, linears, module in zip(norms, (QKV, GATED), ("self_attn", "mlp"), strict=False)
+    ]
+    groups = (*before[:1], V_TO_O, *before[1:], UP_TO_DOWN)
     return Family(
         package=f"transformers.models.{package}.modeling_{package}",
         prefix=prefix,
         shared_inputs=(QKV, ("self_attn.o_proj",), GATED, ("mlp.down_proj",)),
-        scale_groups=(
-            ScaleGroup(source="input_layernorm", linears=QKV, module="self_attn"),
-            ScaleGroup(
-                source="self_attn.v_proj",
-                linears=("self_attn.o_proj",),
-                module="self_attn.o_proj",
-                per_head="self_attn",
-            ),
-            ScaleGroup(source="post_attention_layernorm", linears=GATED, module="mlp"),
-            ScaleGroup(source="mlp.up_proj", linears=("mlp.down_proj",), module="mlp.down_proj"),
-        ),
+        scale_groups=groups,
         window=window,
         unclipped=frozenset(QKV[:2]),
+        **more,
     )
 
+
+def _gemma(package: str, prefix: str, **more: Any) -> Family:
+    return _llama_like(
+        package,
+        prefix,
+        "typed",
+        ("input_layernorm", "pre_feedforward_layernorm"),
+        norm_offset=1.0,
+        embedding_scale="root",
+        **more,
+    )
+
+
+# Its queries, keys and values are one linear, and so are gate and up: no channel of v or up is rescaled.
+PHI3 = Family(
+    package="transformers.models.phi3.modeling_phi3",
+    prefix="Phi3",
+    shared_inputs=(("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
+    scale_groups=(
+        ScaleGroup(source="input_layernorm", linears=("self_attn.qkv_proj",), module="self_attn"),
+        ScaleGroup(source="post_attention_layernorm", linears=("mlp.gate_up_proj",), module="mlp"),
+    ),
+    window="all",
+    unclipped=frozenset({"self_attn.qkv_proj"}),
+)
+STARCODER2 = Family(
+    package="transformers.models.starcoder2.modeling_starcoder2",
+    prefix="Starcoder2",
+    shared_inputs=(QKV, ("self_attn.o_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
+    scale_groups=(
+        ScaleGroup(source="input_layernorm", linears=QKV, module="self_attn"),
+        V_TO_O,
+        ScaleGroup(source="post_attention_layernorm", linears=("mlp.c_fc",), module="mlp"),
+    ),
+    window="all",
+    unclipped=frozenset(QKV[:2]),
+    norm_bias=True,
+)
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
@@ -82,6 +138,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "MistralForCausalLM": _llama_like("mistral", "Mistral", "all"),
         "Qwen2ForCausalLM": _llama_like("qwen2", "Qwen2", "typed"),
         "Qwen3ForCausalLM": _llama_like("qwen3", "Qwen3", "typed"),
+        "Gemma2ForCausalLM": _gemma("gemma2", "Gemma2", attention="eager"),
+        "Gemma3ForCausalLM": _gemma(
+            "gemma3", "Gemma3", config="Gemma3Text", attention="eager", rotary="typed"
+        ),
+        "Phi3ForCausalLM": PHI3,
+        "SmolLM3ForCausalLM": _llama_like("smollm3", "SmolLM3", "typed"),
+        "Olmo2ForCausalLM": _llama_like("olmo2", "Olmo2", "none", norms=()),
+        "GraniteForCausalLM": _llama_like("granite", "Granite", "none", embedding_scale="multiplier"),
+        "Starcoder2ForCausalLM": STARCODER2,
     }
 )
 

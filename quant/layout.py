@@ -68,7 +68,9 @@ def read_layout(source: Source) -> Layout:
             )
     hidden = _integer(source, "hidden_size")
     embedding = _take(tensors, f"{family.embedding}.weight", (_integer(source, "vocab_size"), hidden))
-    norm = _take(tensors, f"{family.final_norm}.weight", (hidden,))
+    norm = [_take(tensors, f"{family.final_norm}.weight", (hidden,))]
+    if family.norm_bias:
+        norm.append(_take(tensors, f"{family.final_norm}.bias", (hidden,)))
     head = tensors.pop(f"{family.head}.weight", None)
     if head is None and not source.config.get("tie_word_embeddings", False):
         raise BadSource(f"the checkpoint has no tensor {family.head}.weight")
@@ -82,7 +84,7 @@ def read_layout(source: Source) -> Layout:
         context=_integer(source, "max_position_embeddings", SHORTEST_CONTEXT),
         blocks=blocks,
         before=(embedding,),
-        after=(norm,) if head is None else (norm, head),
+        after=(*norm,) if head is None else (*norm, head),
     )
 
 

@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 from quant.checkpoint import checkpoint_tensors
 from quant.errors import BadRecipe, BadSource
-from quant.gguf.families import read_shape
 from quant.gguf.layout import HEAD, Copied, plan
 from quant.gguf.mixture import Stack, row_bytes, tensor_type
+from quant.gguf.shape import read_shape
 from quant.source import Source
 
 KV_BYTES = 2  # of a number: 16-bit floats
@@ -103,7 +103,7 @@ def read_facts(source: Source) -> Facts:
     ]
     return Facts(
         weights={one.name: (one.shape[0], one.shape[1]) for one in planned if len(one.shape) == 2},
-        vectors=sum(one.info.elements for one in planned if len(one.shape) == 1),
+        vectors=sum(one.shape[0] for one in planned if len(one.shape) == 1),
         layers=shape.layers,
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,

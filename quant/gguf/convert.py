@@ -17,8 +17,8 @@ from quant.errors import BadSource
 from quant.files import disk_full_is_typed, shown
 from quant.ggml import FILE_TYPES, TENSOR_TYPES
 from quant.gguf import floats
-from quant.gguf.families import Shape, read_shape
 from quant.gguf.layout import EMBEDDING, FLOATS, HEAD, Constant, Copied, Planned, plan
+from quant.gguf.shape import Shape, read_shape
 from quant.gguf.tokenizer import Vocabulary, read_vocabulary, write_vocabulary
 from quant.safetensors_header import TensorInfo
 from quant.source import Source
@@ -43,6 +43,7 @@ def convert(
     """
     conversion = prepare(source)
     writer = gguf.GGUFWriter(path=None, arch=conversion.shape.graph.arch)
+    writer.add_name(_name(conversion))
     _write_shape(conversion.shape, writer)
     writer.add_file_type(FILE_TYPES[float_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -95,9 +96,15 @@ def _bytes(info: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
         yield stored[start : min(start + SLAB, info.end)]
 
 
+def _name(conversion: Conversion) -> str:
+    """Not the folder's: equal sources make equal files. Where it says "phi3", llama.cpp strips spaces behind
+    special tokens."""
+    name = conversion.shape.architecture
+    return name if conversion.vocabulary.strips else name.replace("Phi3", "Phi 3")
+
+
 def _write_shape(shape: Shape, writer: gguf.GGUFWriter) -> None:
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(shape.architecture)  # not the folder's: equal sources make equal files
     writer.add_vocab_size(shape.vocab)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
@@ -107,17 +114,43 @@ def _write_shape(shape: Shape, writer: gguf.GGUFWriter) -> None:
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
-    writer.add_layer_norm_rms_eps(shape.rms_eps)
+    if shape.family.layer_norm:
+        writer.add_layer_norm_eps(shape.epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(shape.epsilon)
     _write_rope(shape, writer)
+    _write_layers(shape, writer)
+    for key, value in shape.numbers.items():
+        writer.add_float32(key.format(arch=shape.graph.arch), value)
+    if shape.experts_used:
+        _write_experts(shape, writer)
+
+
+def _write_layers(shape: Shape, writer: gguf.GGUFWriter) -> None:
+    """In what layers differ."""
     if shape.window is not None:
         writer.add_sliding_window(shape.window)
         writer.add_sliding_window_pattern(list(shape.windowed))
-        writer.add_logit_scale(1.0)
+    if shape.turned and shape.graph.sinks:
+        writer.add_array(f"{shape.graph.arch}.attention.rope_pattern", list(shape.turned))
+    if shape.local_theta is not None:
+        writer.add_rope_freq_base_swa(shape.local_theta)
+
+
+def _write_experts(shape: Shape, writer: gguf.GGUFWriter) -> None:
+    writer.add_expert_count(shape.sizes["experts"])
+    writer.add_expert_used_count(shape.experts_used)
+    writer.add_expert_feed_forward_length(shape.sizes["expert"])
+    if shape.graph.experts_biased:
+        writer.add_expert_shared_count(0)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
+        writer.add_expert_weights_norm(shape.normalized)
+        writer.add_leading_dense_block_count(shape.dense)
 
 
 def _write_rope(shape: Shape, writer: gguf.GGUFWriter) -> None:
     rope = shape.rope
-    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_dimension_count(rope.dimensions or shape.head_dim)
     writer.add_rope_freq_base(rope.theta)
     if rope.scaling is not None:
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope.scaling))
@@ -174,20 +207,28 @@ def _slabs(tensor: Planned, wanted: FloatType) -> Iterator[floats.Array]:
 
 def _copied_slabs(tensor: Copied, wanted: FloatType) -> Iterator[floats.Array]:
     """Some rows at a time; whole heads where rows are reordered."""
-    kind = FLOATS[tensor.info.dtype]
-    stored = np.memmap(
-        tensor.info.file, mode="r", dtype=floats.STORED[kind], offset=tensor.info.start, shape=tensor.shape
-    )
-    rows = tensor.shape[0]
+    rows, *rest = tensor.shape if len(tensor.infos) == 1 else tensor.shape[1:]
     unit = rows // tensor.heads if tensor.heads else 1
-    step = max(1, SLAB // (unit * int(np.prod(tensor.shape[1:])) * 4)) * unit
-    for start in range(0, rows, step):
-        slab = np.array(stored[start : start + step])
-        try:
-            converted = floats.convert(slab, kind, wanted)
-        except ValueError as error:
-            raise BadSource(f"tensor {shown(tensor.info.name)} {error}") from error
-        yield _reorder(converted, unit) if tensor.heads else converted
+    step = max(1, SLAB // (unit * int(np.prod(rest)) * 4)) * unit
+    for info in tensor.infos:
+        kind = FLOATS[info.dtype]
+        stored = np.memmap(
+            info.file, mode="r", dtype=floats.STORED[kind], offset=info.start, shape=info.shape
+        )
+        for start in range(tensor.start, tensor.start + rows, step):
+            slab = np.array(stored[start : min(start + step, tensor.start + rows)])
+            try:
+                converted = _scaled(slab, kind, wanted, tensor)
+            except ValueError as error:
+                raise BadSource(f"tensor {shown(info.name)} {error}") from error
+            yield _reorder(converted, unit) if tensor.heads else converted
+
+
+def _scaled(slab: floats.Array, kind: str, wanted: FloatType, tensor: Copied) -> floats.Array:
+    if (tensor.factor, tensor.offset) == (1.0, 0.0):
+        return floats.convert(slab, kind, wanted)
+    singles = floats.convert(slab, kind, "f32").astype(np.float64) * tensor.factor + tensor.offset
+    return floats.convert(singles.astype("<f4"), "f32", wanted)
 
 
 def _reorder(rows: floats.Array, head_dim: int) -> floats.Array:

@@ -1,56 +1,28 @@
-"""The architectures we convert, as data: what configs leave out, which llama.cpp graph computes them."""
+"""The architectures we convert, as data: what configs leave out, what a block is made of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from quant.errors import BadSource, UnsupportedArchitecture
-from quant.gguf.fields import Fields
-from quant.gguf.rope import Rope, read_rope
+from gguf import Keys
 
-MOST_LAYERS = 512  # LLAMA_MAX_LAYERS; llama.cpp aborts above it
-STANDARD_WINDOW = 4096  # tokens
-ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+from quant.errors import UnsupportedArchitecture
+from quant.gguf import llama_graphs as graphs
+from quant.gguf.llama_graphs import ATTENTION, MLP, Graph
+
+SILU = frozenset({"silu", "swish"})
+TANH_GELU = frozenset({"gelu_pytorch_tanh", "gelu_new"})  # llama.cpp's GELU is the one by tanh
+Sizes = tuple[str, ...]  # names of Shape.sizes: (n,) is a norm, (rows, columns) a linear, three are experts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph:
-    """One of llama.cpp's models (src/models/*.cpp) and what it can compute."""
+class Experts:
+    """Where a config says how many experts there are, how many a token meets, and how wide they are."""
 
-    arch: str  # general.architecture
-    rotates_neighbours: (
-        bool  # pairs (2i, 2i+1); transformers rotates (i, i + d/2), so q and k rows are reordered
-    )
-    biases: frozenset[str]
-    abilities: frozenset[str] = frozenset()
-
-
-FREE_HEAD = "a head size other than hidden_size / num_attention_heads"
-FACTORS = "this kind of rope scaling"
-WINDOW = f"a sliding window below {STANDARD_WINDOW:,} tokens"
-
-LLAMA = Graph(
-    arch="llama",
-    rotates_neighbours=True,
-    biases=frozenset(ATTENTION + MLP),
-    abilities=frozenset({FREE_HEAD, FACTORS}),
-)
-# The one graph that is Llama's with windowed layers. It wants attention sinks, which are written as "none".
-WINDOWED = Graph(
-    arch="granite_swa",
-    rotates_neighbours=True,
-    biases=LLAMA.biases,
-    abilities=LLAMA.abilities | {WINDOW},
-)
-QWEN2 = Graph(arch="qwen2", rotates_neighbours=False, biases=frozenset(ATTENTION[:3]))
-QWEN3 = Graph(
-    arch="qwen3",
-    rotates_neighbours=False,
-    biases=frozenset(ATTENTION[:3]),
-    abilities=frozenset({FREE_HEAD}),
-)
+    count: str
+    used: str
+    width: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,27 +30,87 @@ class Family:
     """One row: a transformers class."""
 
     graphs: tuple[Graph, ...]  # the first that can compute the checkpoint is used
+    block: Mapping[str, Sizes]  # modules below a block, in order
+    dense_block: Mapping[str, Sizes] = field(default_factory=dict)  # of layers without experts
     defaults: Mapping[str, Any]  # of the class, for keys that older configs leave out
     biases: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # key of the config -> linears with a bias
     fixed_biases: tuple[str, ...] = ()
-    qk_norm: bool = False
-    window_switch: bool = False  # the window counts only with use_sliding_window, from max_window_layers on
+    activation: tuple[str, frozenset[str]] = ("hidden_act", SILU)  # key, and what it may say
+    norm_epsilon: str = "rms_norm_eps"
+    layer_norm: bool = False  # norms subtract the mean and have a bias
+    norm_offset: float = 0.0  # what is added to a norm's weight
+    window_switch: bool = False  # the window counts only with use_sliding_window
+    window_start: bool = False  # and from max_window_layers on
+    full_every: int = 0  # each so many layers one without a window, where layer_types does not say it
+    query_scale: str | None = None  # key of a number under whose root scores are divided, not the head size
+    numbers: Mapping[str, str] = field(default_factory=dict)  # key of the config -> key of the metadata
+    caps: Mapping[str, str] = field(default_factory=dict)  # the same for caps, which may be missing
+    skips_rope: bool = False  # no_rope_layers says which layers turn nothing
+    fused: Mapping[str, tuple[tuple[str, str], ...]] = field(
+        default_factory=dict
+    )  # module -> (module, rows) that lie in it one below the other
+    experts: Experts | None = None
 
+
+def _block(
+    norms: tuple[str, str, str, str], mlp: Mapping[str, Sizes], head_norms: tuple[Sizes, Sizes] | None = None
+) -> dict[str, Sizes]:
+    """Attention and an MLP; `norms`: before and after each of them ("" for none)."""
+    before, after, before_mlp, after_mlp = norms
+    parts: dict[str, Sizes] = {before: ("hidden",), **SELF_ATTENTION}
+    if head_norms:
+        parts |= dict(zip(("self_attn.q_norm", "self_attn.k_norm"), head_norms, strict=True))
+    parts |= {after: ("hidden",), before_mlp: ("hidden",), **mlp, after_mlp: ("hidden",)}
+    return {name: sizes for name, sizes in parts.items() if name}
+
+
+SELF_ATTENTION: Mapping[str, Sizes] = {
+    ATTENTION[0]: ("queries", "hidden"),
+    ATTENTION[1]: ("keys", "hidden"),
+    ATTENTION[2]: ("keys", "hidden"),
+    ATTENTION[3]: ("hidden", "queries"),
+}
+GATED: Mapping[str, Sizes] = {MLP[0]: ("ffn", "hidden"), MLP[1]: ("ffn", "hidden"), MLP[2]: ("hidden", "ffn")}
+HEADS = (("head",), ("head",))
+PRE = ("input_layernorm", "", "post_attention_layernorm", "")  # norms before attention and MLP
+GEMMA_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+POST = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
 
 COMMON = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
 QWEN = {**COMMON, "max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
+BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}
+GEMMA = {
+    **COMMON,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "num_key_value_heads": 4,
+}
+GEMMA_CAPS = {
+    "attn_logit_softcapping": Keys.LLM.ATTN_LOGIT_SOFTCAPPING,
+    "final_logit_softcapping": Keys.LLM.FINAL_LOGIT_SOFTCAPPING,
+}
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "LlamaForCausalLM": Family(
-            graphs=(LLAMA,),
+            graphs=(graphs.LLAMA,),
+            block=_block(PRE, GATED),
             defaults={**COMMON, "max_position_embeddings": 2048},
-            biases={"attention_bias": ATTENTION, "mlp_bias": MLP},
+            biases=BIASES,
         ),
         "MistralForCausalLM": Family(
-            graphs=(LLAMA, WINDOWED),
+            graphs=(graphs.LLAMA, graphs.WINDOWED),
+            block=_block(PRE, GATED),
             defaults={
                 **COMMON,
                 "max_position_embeddings": 131072,
@@ -87,43 +119,135 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             },
         ),
         "Qwen2ForCausalLM": Family(
-            graphs=(QWEN2, LLAMA, WINDOWED),
+            graphs=(graphs.QWEN2, graphs.LLAMA, graphs.WINDOWED),
+            block=_block(PRE, GATED),
             defaults={**QWEN, "num_key_value_heads": 32},
             fixed_biases=ATTENTION[:3],
             window_switch=True,
+            window_start=True,
         ),
         "Qwen3ForCausalLM": Family(
-            graphs=(QWEN3,),
+            graphs=(graphs.QWEN3,),
+            block=_block(PRE, GATED, HEADS),
             defaults={**QWEN, "num_key_value_heads": 32, "head_dim": 128},
             biases={"attention_bias": ATTENTION},
-            qk_norm=True,
             window_switch=True,
+            window_start=True,
+        ),
+        "Gemma2ForCausalLM": Family(
+            graphs=(graphs.GEMMA2,),
+            block=_block(GEMMA_NORMS, GATED),
+            defaults={
+                **GEMMA,
+                "max_position_embeddings": 8192,
+                "attn_logit_softcapping": 50.0,
+                "final_logit_softcapping": 30.0,
+            },
+            biases={"attention_bias": ATTENTION},
+            activation=("hidden_activation", TANH_GELU),
+            norm_offset=1.0,
+            full_every=2,
+            query_scale="query_pre_attn_scalar",
+            caps=GEMMA_CAPS,
+        ),
+        "Gemma3ForCausalLM": Family(
+            graphs=(graphs.GEMMA3,),
+            block=_block(GEMMA_NORMS, GATED, HEADS),
+            defaults={
+                **GEMMA,
+                "max_position_embeddings": 131072,
+                "rope_theta": 1e6,
+                "rope_local_base_freq": 1e4,
+            },
+            biases={"attention_bias": ATTENTION},
+            activation=("hidden_activation", TANH_GELU),
+            norm_offset=1.0,
+            full_every=6,
+            query_scale="query_pre_attn_scalar",
+            caps=GEMMA_CAPS,
+        ),
+        "Phi3ForCausalLM": Family(
+            graphs=(graphs.PHI3, graphs.LLAMA, graphs.WINDOWED),
+            block={
+                "input_layernorm": ("hidden",),
+                "self_attn.qkv_proj": ("qkv", "hidden"),
+                ATTENTION[3]: ("hidden", "queries"),
+                "post_attention_layernorm": ("hidden",),
+                "mlp.gate_up_proj": ("gate_up", "hidden"),
+                MLP[2]: ("hidden", "ffn"),
+            },
+            defaults={
+                **COMMON,
+                "rms_norm_eps": 1e-5,
+                "max_position_embeddings": 4096,
+                "original_max_position_embeddings": 4096,
+            },
+            fused={
+                "self_attn.qkv_proj": (
+                    (ATTENTION[0], "queries"),
+                    (ATTENTION[1], "keys"),
+                    (ATTENTION[2], "keys"),
+                ),
+                "mlp.gate_up_proj": ((MLP[0], "ffn"), (MLP[1], "ffn")),
+            },
+        ),
+        "SmolLM3ForCausalLM": Family(
+            graphs=(graphs.SMOLLM3, graphs.WINDOWED),
+            block=_block(PRE, GATED),
+            defaults={
+                **COMMON,
+                "tie_word_embeddings": True,
+                "max_position_embeddings": 32768,
+                "num_key_value_heads": 4,
+                "rope_theta": 2e6,
+            },
+            biases=BIASES,
+            window_switch=True,
+            skips_rope=True,
+        ),
+        "Olmo2ForCausalLM": Family(
+            graphs=(graphs.OLMO2,),
+            block=_block(POST, GATED, (("queries",), ("keys",))),
+            defaults={**COMMON, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+            biases={"attention_bias": ATTENTION},
+        ),
+        "GraniteForCausalLM": Family(
+            graphs=(graphs.GRANITE,),
+            block=_block(PRE, GATED),
+            defaults={
+                **COMMON,
+                "max_position_embeddings": 2048,
+                "embedding_multiplier": 1.0,
+                "logits_scaling": 1.0,
+                "residual_multiplier": 1.0,
+                "attention_multiplier": 1.0,
+            },
+            biases=BIASES,
+            numbers={
+                "embedding_multiplier": Keys.LLM.EMBEDDING_SCALE,
+                "logits_scaling": Keys.LLM.LOGIT_SCALE,
+                "residual_multiplier": Keys.LLM.RESIDUAL_SCALE,
+                "attention_multiplier": Keys.Attention.SCALE,
+            },
+        ),
+        "Starcoder2ForCausalLM": Family(
+            graphs=(graphs.STARCODER2,),
+            block=_block(PRE, {"mlp.c_fc": ("ffn", "hidden"), "mlp.c_proj": ("hidden", "ffn")}),
+            defaults={
+                "norm_epsilon": 1e-5,
+                "hidden_act": "gelu_pytorch_tanh",
+                "tie_word_embeddings": True,
+                "max_position_embeddings": 4096,
+                "num_key_value_heads": 2,
+                "use_bias": True,
+            },
+            biases={"use_bias": (*ATTENTION, "mlp.c_fc", "mlp.c_proj")},
+            activation=("hidden_act", TANH_GELU),
+            norm_epsilon="norm_epsilon",
+            layer_norm=True,
         ),
     }
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A checkpoint's hyperparameters, checked, and the graph that computes it."""
-
-    graph: Graph
-    architecture: str  # transformers' class
-    vocab: int  # rows of the embedding
-    hidden: int
-    ffn: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context: int
-    rms_eps: float
-    tied: bool
-    rope: Rope
-    biases: frozenset[str]  # linears that have one
-    qk_norm: bool
-    window: int | None  # tokens that a windowed layer looks back on; None: all layers see everything
-    windowed: tuple[bool, ...] = ()  # by layer
 
 
 def family_of(architecture: str) -> Family:
@@ -132,89 +256,3 @@ def family_of(architecture: str) -> Family:
     raise UnsupportedArchitecture(
         f"architecture {architecture!r:.80} is not supported (known: {', '.join(FAMILIES)})"
     )
-
-
-def read_shape(architecture: str, values: Mapping[str, Any]) -> Shape:
-    """Raises UnsupportedArchitecture or BadSource; touches no file."""
-    family = family_of(architecture)
-    config = Fields(values, family.defaults)
-    _refuse_foreign(config)
-    heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
-    head_dim = config.integer("head_dim") if config.has("head_dim") else hidden // heads
-    context = config.integer("max_position_embeddings")
-    rope = read_rope(config, head_dim, context)
-    biases = frozenset(family.fixed_biases).union(
-        *(linears for key, linears in family.biases.items() if config.flag(key))
-    )
-    layers = config.integer("num_hidden_layers")
-    window, windowed = _window(config, family, layers, context)
-    needs = {
-        FREE_HEAD: head_dim * heads != hidden,
-        FACTORS: bool(rope.factors),
-        WINDOW: window is not None and window < STANDARD_WINDOW,
-    }
-    graph = _choose(architecture, family, frozenset(need for need, there in needs.items() if there), biases)
-    if window is not None and WINDOW not in graph.abilities:
-        context, window, windowed = window, None, ()  # within the window, windowed and full attention are one
-    shape = Shape(
-        graph=graph,
-        architecture=architecture,
-        vocab=config.integer("vocab_size"),
-        hidden=hidden,
-        ffn=config.integer("intermediate_size"),
-        layers=layers,
-        heads=heads,
-        kv_heads=config.integer("num_key_value_heads") if config.has("num_key_value_heads") else heads,
-        head_dim=head_dim,
-        context=context,
-        rms_eps=config.number("rms_norm_eps"),
-        tied=config.flag("tie_word_embeddings"),
-        rope=rope,
-        biases=biases,
-        qk_norm=family.qk_norm,
-        window=window,
-        windowed=windowed,
-    )
-    _check(shape)
-    return shape
-
-
-def _refuse_foreign(config: Fields) -> None:
-    if config.has("quantization_config"):
-        raise BadSource("config.json has a quantization_config: name the full-precision checkpoint instead")
-    if (activation := config.text("hidden_act")) not in {"silu", "swish"}:
-        raise BadSource(f"config.json: hidden_act {activation!r:.80} is not supported for this architecture")
-
-
-def _window(config: Fields, family: Family, layers: int, context: int) -> tuple[int | None, tuple[bool, ...]]:
-    """The window in tokens and the layers that have it; (None, ()) where it never hides a token."""
-    if not config.has("sliding_window") or (family.window_switch and not config.flag("use_sliding_window")):
-        return None, ()
-    window = config.integer("sliding_window")
-    windowed = tuple(True for _ in range(layers))
-    if family.window_switch and config.has("layer_types"):
-        windowed = tuple(kind == "sliding_attention" for kind in config.words("layer_types"))
-    elif family.window_switch:
-        start = config.integer("max_window_layers")
-        windowed = tuple(layer >= start for layer in range(layers))
-    return (window, windowed) if window < context and any(windowed) else (None, ())
-
-
-def _choose(architecture: str, family: Family, needs: frozenset[str], biases: frozenset[str]) -> Graph:
-    for graph in family.graphs:
-        if needs <= graph.abilities and biases <= graph.biases:
-            return graph
-    best = family.graphs[0]
-    missing = sorted(needs - best.abilities) + [f"a bias in {name}" for name in sorted(biases - best.biases)]
-    raise BadSource(f"llama.cpp cannot compute {architecture} with {' and '.join(missing)}")
-
-
-def _check(shape: Shape) -> None:
-    if shape.heads % shape.kv_heads:
-        raise BadSource("config.json: num_attention_heads must be a multiple of num_key_value_heads")
-    if shape.head_dim % 2:
-        raise BadSource(f"config.json: the head size must be even, not {shape.head_dim}")
-    if shape.layers > MOST_LAYERS:
-        raise BadSource(f"config.json: {shape.layers:,} layers are more than llama.cpp's {MOST_LAYERS}")
-    if shape.windowed and len(shape.windowed) != shape.layers:
-        raise BadSource("config.json: layer_types must name each layer")

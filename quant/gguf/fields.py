@@ -61,3 +61,23 @@ class Fields:
         if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
             raise BadSource(f"{self._where}: {key} must be a list of texts, not {value!r:.80}")
         return tuple(value)
+
+    def bits(self, key: str) -> tuple[bool, ...]:
+        value = self._values.get(key)
+        if not isinstance(value, list) or not all(bit in (0, 1) for bit in value):
+            raise BadSource(f"{self._where}: {key} must be a list of 0 and 1, not {value!r:.80}")
+        return tuple(bool(bit) for bit in value)
+
+    def indices(self, key: str) -> tuple[int, ...]:
+        value = self._values.get(key)
+        if not isinstance(value, list) or not all(type(index) is int for index in value):
+            raise BadSource(f"{self._where}: {key} must be a list of whole numbers, not {value!r:.80}")
+        return tuple(value)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        value = self._values.get(key)
+        if not isinstance(value, list) or not all(
+            isinstance(number, int | float) and 0 < number < math.inf for number in value
+        ):
+            raise BadSource(f"{self._where}: {key} must be a list of numbers above 0, not {value!r:.80}")
+        return tuple(float(number) for number in value)

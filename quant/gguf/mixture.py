@@ -152,6 +152,9 @@ _MORE: Mapping[tuple[str, str], Choice] = MappingProxyType(
             for bits in (4, 5)
             for role in ("attn_v", "ffn_down")
         },
+        **{(kind, "attn_qkv"): _always("q4_k") for kind in ("q3_k_m", "q3_k_l", "iq3_m")},
+        ("q4_k_m", "attn_qkv"): _always("q5_k"),
+        ("q5_k_m", "attn_qkv"): _always("q6_k"),
         ("q4_0", "ffn_down"): _if_informed(_if_first(8, "q4_1", "q4_0"), "q4_0"),
         ("q5_0", "ffn_down"): _if_informed(_if_first(8, "q5_1", "q5_0"), "q5_0"),
         **{(kind, "attn_v"): _if_shared("q5_k", kind) for kind in ("iq4_nl", "iq4_xs")},

@@ -6,7 +6,7 @@ with byte fallback (llama.cpp's "llama": one score a token). What llama.cpp woul
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ TOKENIZER_LIMIT = 512 * 2**20  # bytes
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 SPACE = "\u2581"  # SentencePiece's sign for a space
 NEVER_MERGED = -1e9
+KEPT = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 Kind = gguf.TokenType
 
 
@@ -43,6 +44,7 @@ class Vocabulary:
     scores: tuple[float, ...] = ()
     merges: tuple[str, ...] = ()
     prefix_space: bool | None = None
+    strips: bool = False  # special tokens take the spaces behind them; see `_strips`
     specials: Specials
 
 
@@ -61,7 +63,8 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
     specials = read_specials(folder, config, data, ids)
     merges = _merges(model)
     if not is_byte_level(data):
-        return _sentencepiece(data, tokens, kinds, merges, specials)
+        found = _sentencepiece(data, tokens, kinds, merges, specials)
+        return replace(found, strips=_strips(data, ids))
     _refuse_normalizer(data)
     steps = steps_of(data.get("pre_tokenizer"))
     pre = name_of(
@@ -77,6 +80,12 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         merges=tuple(" ".join(pair) for pair in merges),
         specials=specials,
     )
+
+
+def _strips(data: Mapping[str, Any], ids: Mapping[str, int]) -> bool:
+    """As Phi-3's do, by the one rule that llama.cpp has for it: not those of `KEPT`, but "</s>" too."""
+    strip = {token["content"] for token in data.get("added_tokens") or () if token.get("rstrip")}
+    return ids.keys() >= {*KEPT, "</s>"} and "</s>" in strip and not strip & KEPT
 
 
 def write_vocabulary(vocabulary: Vocabulary, writer: gguf.GGUFWriter) -> None:

@@ -166,7 +166,8 @@ class Rehearsal:
         if group.source in self.masters:
             self._scale_rows(group.source, scales)
         else:
-            source.weight.data, scales = folded_norm(source.weight.data, scales)
+            offset = self.block.family.norm_offset
+            source.weight.data, scales = folded_norm(source.weight.data, scales, offset)
         for name in group.linears:
             self._scale_columns(name, channels.spread(scales))
         for name in touched:

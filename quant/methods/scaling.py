@@ -51,15 +51,17 @@ def channels_of(block: Block, group: ScaleGroup, plans: Mapping[str, LayerPlan])
     return Channels(channels // size, inputs // channels, size)
 
 
-def folded_norm(weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """(weight / scales rounded so that the file can store it, the scales that this makes exactly).
+def folded_norm(weight: Tensor, scales: Tensor, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    """(weight / scales rounded so that the file can store it, the scales that this makes exactly). Norms that
+    add `offset` to their weight are divided with it.
 
     What a float32 block holds may have come from, and go back to, 16 bits: the narrowest type that holds the
     weight as it is will hold the folded one too. Channels that would vanish or overflow keep their scale.
     """
     dtypes = (torch.bfloat16, torch.float16, weight.dtype)
     dtype = next(dtype for dtype in dtypes if torch.equal(weight.to(dtype).to(weight.dtype), weight))
-    folded = (weight.float() / scales).to(dtype).float()
-    usable = (folded != 0) & torch.isfinite(folded)
+    whole = weight.float() + offset
+    folded = (whole / scales - offset).to(dtype).float()
+    usable = (folded + offset != 0) & torch.isfinite(folded)
     folded = torch.where(usable, folded, weight.float())
-    return folded.to(weight.dtype), torch.where(usable, weight.float() / folded, 1.0)
+    return folded.to(weight.dtype), torch.where(usable, whole / (folded + offset), 1.0)

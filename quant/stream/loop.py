@@ -138,10 +138,11 @@ class Loop:
         """Inputs of block 0; rows of the embedding are read as they are needed."""
         assert self._tokens is not None
         place = self._place()
+        scale = torch.tensor(self._shop.decoder.embedding_scale, dtype=place.dtype, device=place.device)
         for batch in torch.split(self._tokens, place.batch):
             ids, where = torch.unique(batch, return_inverse=True)
             rows = read_rows(self._plan.layout.embedding, ids.tolist())
-            yield rows[where].to(place.device, place.dtype)
+            yield rows[where].to(place.device, place.dtype) * scale
 
     def _warn(self) -> None:
         half = self._shop.format.scale_dtype(self._shop.stored) is torch.float16

@@ -135,7 +135,9 @@ def test_what_float16_cannot_hold_is_said(copy: Path, tmp_path: Path) -> None:
     converted(copy, tmp_path / "bf16.gguf", "bf16")
 
 
-@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "MixtralForCausalLM", "Gemma3ForCausalLM", ""])
+@pytest.mark.parametrize(
+    "name", ["GPT2LMHeadModel", "FalconForCausalLM", "Gemma3ForConditionalGeneration", ""]
+)
 def test_other_architectures_are_refused_by_name(name: str, copy: Path, tmp_path: Path) -> None:
     rewrite(copy / "config.json", architectures=[name])
     message = refusal(copy, tmp_path, UnsupportedArchitecture)

@@ -21,6 +21,7 @@ from tests.quant.gguf.support import (
 )
 
 CLOSE = 1e-4  # of the largest logit; without flash attention, whose sums are F16 on a CPU
+GELU = 2e-3  # llama.cpp looks it up in a table of F16
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 400, 48)]
 LLAMA3 = {
     "rope_type": "llama3",
@@ -31,6 +32,20 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+GEMMA = {"head_dim": 24, "sliding_window": 9, "query_pre_attn_scalar": 24, "attention_bias": False}
+PHI = {"pad_token_id": 0, "num_attention_heads": 4}
+LONG_PARTIAL = {
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 256,
+    "max_position_embeddings": 1024,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.1, 1.2, 1.5, 2.0, 2.5],
+        "long_factor": [1.0, 1.5, 2.5, 4.0, 8.0, 16.0],
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Case:
     arch: str
     config: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    close: float = CLOSE
     listed: bool = False  # transformers reads the GGUF file and has no scaling to lose
 
 
@@ -95,6 +111,76 @@ CASES = [
         "qwen3", "Qwen3ForCausalLM", "qwen3", listed=True
     ),  # transformers' reader knows no head size but 128
     Case("qwen3-yarn", "Qwen3ForCausalLM", "qwen3", {"rope_scaling": YARN}),
+    Case("gemma2", "Gemma2ForCausalLM", "gemma2", GEMMA, close=GELU),
+    Case(
+        "gemma2-scaled-uncapped",
+        "Gemma2ForCausalLM",
+        "gemma2",
+        {
+            **GEMMA,
+            "query_pre_attn_scalar": 37,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+        close=GELU,
+    ),
+    Case("gemma2-full", "Gemma2ForCausalLM", "gemma2", {"head_dim": 16, "attention_bias": False}, close=GELU),
+    Case("gemma3", "Gemma3ForCausalLM", "gemma3", GEMMA, close=GELU),
+    Case(
+        "gemma3-scaled",
+        "Gemma3ForCausalLM",
+        "gemma3",
+        {
+            **GEMMA,
+            "query_pre_attn_scalar": 37,
+            "final_logit_softcapping": 3.0,
+            "rope_scaling": LINEAR,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "tie_word_embeddings": False,
+        },
+        close=GELU,
+    ),
+    Case("phi3", "Phi3ForCausalLM", "phi3", PHI),
+    Case("phi3-narrow", "Phi3ForCausalLM", "granite_swa", {**PHI, "sliding_window": 9}),
+    Case("phi4-mini", "Phi3ForCausalLM", "phi3", {**PHI, **LONG_PARTIAL, "tie_word_embeddings": True}),
+    Case(
+        "phi4-mini-long",
+        "Phi3ForCausalLM",
+        "phi3",
+        {**PHI, **LONG_PARTIAL, "original_max_position_embeddings": 32},
+    ),
+    Case("smollm3", "SmolLM3ForCausalLM", "smollm3", {"pad_token_id": 0, "num_hidden_layers": 5}),
+    Case(
+        "smollm3-other",
+        "SmolLM3ForCausalLM",
+        "granite_swa",
+        {
+            "pad_token_id": 0,
+            "no_rope_layers": [0, 1, 0],
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    Case("olmo2", "Olmo2ForCausalLM", "olmo2"),
+    Case("olmo2-tied", "Olmo2ForCausalLM", "olmo2", {"tie_word_embeddings": True, "rope_theta": 500000.0}),
+    Case(
+        "granite",
+        "GraniteForCausalLM",
+        "granite",
+        {
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.0156,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Case("granite-biases", "GraniteForCausalLM", "granite", {"attention_bias": True, "mlp_bias": True}),
+    Case("starcoder2", "Starcoder2ForCausalLM", "starcoder2", {"sliding_window": 4096}, close=GELU),
+    Case("starcoder2-bare", "Starcoder2ForCausalLM", "starcoder2", {"use_bias": False}, close=GELU),
 ]
 
 
@@ -106,7 +192,7 @@ def test_logits_agree(case: Case, tmp_path: Path) -> None:
     gguf = converted(folder, tmp_path / "f32.gguf")
     theirs = reference(folder, TOKENS)
 
-    assert worst(llama_logits(gguf, TOKENS), theirs) <= CLOSE
+    assert worst(llama_logits(gguf, TOKENS), theirs) <= case.close
 
     reader = GGUFReader(gguf)
     assert reader.fields["general.architecture"].contents() == case.arch

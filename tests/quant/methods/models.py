@@ -22,7 +22,37 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
         "max_window_layers": 1,
     },
     "Qwen3ForCausalLM": {"model_type": "qwen3", "head_dim": 32, "num_key_value_heads": 4},
+    "Gemma2ForCausalLM": {
+        "model_type": "gemma2",
+        "head_dim": 24,
+        "sliding_window": 7,
+        "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 2.0,
+    },
+    "Gemma3ForCausalLM": {
+        "model_type": "gemma3_text",
+        "head_dim": 24,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "Phi3ForCausalLM": {
+        "model_type": "phi3",
+        "sliding_window": 7,
+        "partial_rotary_factor": 0.75,
+        "pad_token_id": 0,
+    },
+    "SmolLM3ForCausalLM": {"model_type": "smollm3", "no_rope_layers": [1, 0], "pad_token_id": 0},
+    "Olmo2ForCausalLM": {"model_type": "olmo2"},
+    "GraniteForCausalLM": {
+        "model_type": "granite",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 2.0,
+    },
+    "Starcoder2ForCausalLM": {"model_type": "starcoder2", "sliding_window": 7},
 }
+FOUNDERS = tuple(ARCHITECTURES)[:4]  # enough where a test is slow and architectures do not matter
 COMMON = {
     "hidden_size": 64,
     "intermediate_size": 96,

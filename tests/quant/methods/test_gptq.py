@@ -16,7 +16,7 @@ from quant.methods.ranges import by_column, searched_parameters
 from quant.methods.solver import LADDER, factor, solve
 from quant.numerics import affine_parameters, round_to_nearest
 from quant.scheme import Scheme
-from tests.quant.methods.models import ARCHITECTURES, block_of, inputs_of, random_model, run
+from tests.quant.methods.models import FOUNDERS, block_of, inputs_of, random_model, run
 
 W4 = Scheme(bits=4, group=32)
 
@@ -128,7 +128,7 @@ def test_a_layer_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(kept.codes, round_to_nearest(weight, W4, torch.float16).codes)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FOUNDERS)
 def test_each_layer_of_each_family_beats_rtn_on_what_it_will_see(architecture: str) -> None:
     model = random_model(architecture)
     block, inputs, told = block_of(model), inputs_of(model), list[LayerRecord]()

@@ -5,12 +5,12 @@ import torch
 
 from quant.layer import AffineLinear
 from quant.scheme import Scheme
-from tests.quant.methods.models import ARCHITECTURES, block_error, block_of, inputs_of, random_model, run
+from tests.quant.methods.models import FOUNDERS, block_error, block_of, inputs_of, random_model, run
 
 W4 = Scheme(bits=4, group=32)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FOUNDERS)
 def test_each_step_of_the_best_method_lowers_the_error_of_the_block(architecture: str) -> None:
     model = random_model(architecture)
     inputs, original = inputs_of(model), block_of(model)

@@ -29,7 +29,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 24},
     "qwen2": {},
     "qwen3": {"num_key_value_heads": 1},
-    "gemma2": {"sliding_window": 20, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
+    "gemma2": {"sliding_window": 20, "query_pre_attn_scalar": 11, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {
+        "sliding_window": 20,
+        "query_pre_attn_scalar": 11,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "final_logit_softcapping": 5.0,
+    },
+    "phi3": {"sliding_window": 24, "partial_rotary_factor": 0.75},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "olmo2": {},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 2.0,
+    },
+    "starcoder2": {"sliding_window": 24},
 }
 
 
