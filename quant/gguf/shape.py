@@ -93,7 +93,7 @@ def read_shape(architecture: str, values: Mapping[str, Any]) -> Shape:
     if window is not None and graphs.WINDOW not in graph.abilities:
         context, window, windowed = window, None, ()  # within the window, windowed and full attention are one
     if window is None and graph.windowed:
-        window, windowed = context, windowed or (False,) * layers
+        window, windowed = _unhiding(graph, windowed, layers, context)
     shape = Shape(
         graph=graph,
         family=family,
@@ -156,6 +156,15 @@ def _window(config: Fields, family: Family, layers: int, context: int) -> tuple[
     if window < context and any(windowed):
         return window, windowed
     return None, windowed if family.full_every else ()
+
+
+def _unhiding(
+    graph: Graph, windowed: tuple[bool, ...], layers: int, context: int
+) -> tuple[int | None, tuple[bool, ...]]:
+    """A window that hides nothing, for a graph that always has one, and in some layer."""
+    if any(windowed):
+        return context, windowed
+    return (None, ()) if graphs.LOCAL in graph.abilities else (context, (True,) * layers)
 
 
 def _windowed(config: Fields, family: Family, layers: int) -> tuple[bool, ...]:

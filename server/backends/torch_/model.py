@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from server.backends.torch_.attention import NAME, paged_attention
 from server.backends.torch_.kv import KVShape
 from server.errors import OpenError
 
-UNEVEN_ROPE = frozenset({"dynamic", "longrope"})  # the longest sequence of a batch would turn all others
+UNEVEN_ROPE = "dynamic"  # the longest sequence of a batch would turn all others
+LONG_ROPE = "longrope"
 
 AttentionInterface.register(NAME, paged_attention)
 for name in ("transformers.modeling_rope_utils", "transformers.configuration_utils"):
@@ -56,8 +58,23 @@ def _require_runnable(model: Any, architecture: str) -> None:
         raise OpenError(f"{architecture} keeps other state than keys and values, which is not built")
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     tables = [rope, *(table for table in rope.values() if isinstance(table, dict))]
-    if found := sorted(UNEVEN_ROPE & {str(table.get("rope_type")) for table in tables}):
-        raise OpenError(f"{architecture} turns positions by {found[0]} RoPE, which is not built")
+    if UNEVEN_ROPE in {table.get("rope_type") for table in tables}:
+        raise OpenError(f"{architecture} turns positions by {UNEVEN_ROPE} RoPE, which is not built")
+
+
+def settle_rope(model: Any, context: int) -> None:
+    """LongRoPE has frequencies for contexts up to the one of pretraining, and others for longer ones.
+
+    transformers looks at the longest sequence of a batch; here `context` decides, as in llama.cpp."""
+    for module in model.modules():
+        if getattr(module, "rope_type", None) != LONG_ROPE:
+            continue
+        original = module.config.rope_parameters["original_max_position_embeddings"]
+        if context > original:
+            make = ROPE_INIT_FUNCTIONS[LONG_ROPE]
+            long, _ = make(module.config, module.inv_freq.device, seq_len=original + 1)
+            module.inv_freq.copy_(long)
+        module.rope_type = "default"
 
 
 def _fill_buffers(model: Any) -> None:

@@ -18,7 +18,7 @@ from server.backends.torch_.kv import PAGE, KVCache, KVShape, PageTables
 from server.backends.torch_.linear.choose import Target
 from server.backends.torch_.load import load_weights
 from server.backends.torch_.machine import choose_device, choose_target, set_threads
-from server.backends.torch_.model import kv_shape, model_config, skeleton
+from server.backends.torch_.model import kv_shape, model_config, settle_rope, skeleton
 from server.backends.torch_.options import Options
 from server.backends.torch_.sizing import limits_for, step_tokens
 from server.errors import OpenError
@@ -34,6 +34,7 @@ def open_variant(
     set_threads(spec.threads or threads)
     model, shape, target = _load(Path(spec.variant), options, lambda done: progress(LOADED * done))
     config = model.config
+    settle_rope(model, spec.context or config.get_text_config().max_position_embeddings)
     peak = _prove(model, shape, target, step_tokens(spec, options, target), spec.parallel)
     limits = limits_for(spec, options, config, shape, target, peak)
     progress(PROVED)

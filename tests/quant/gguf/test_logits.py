@@ -33,6 +33,7 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 GEMMA = {"head_dim": 24, "sliding_window": 9, "query_pre_attn_scalar": 24, "attention_bias": False}
+FULL = {**GEMMA, "layer_types": ["full_attention"] * 3}
 PHI = {"pad_token_id": 0, "num_attention_heads": 4}
 LONG_PARTIAL = {
     "partial_rotary_factor": 0.75,
@@ -125,7 +126,8 @@ CASES = [
         },
         close=GELU,
     ),
-    Case("gemma2-full", "Gemma2ForCausalLM", "gemma2", {"head_dim": 16, "attention_bias": False}, close=GELU),
+    Case("gemma2-full", "Gemma2ForCausalLM", "gemma2", FULL, close=GELU),
+    Case("gemma3-full", "Gemma3ForCausalLM", "gemma3", FULL, close=GELU),
     Case("gemma3", "Gemma3ForCausalLM", "gemma3", GEMMA, close=GELU),
     Case(
         "gemma3-scaled",
@@ -134,7 +136,7 @@ CASES = [
         {
             **GEMMA,
             "query_pre_attn_scalar": 37,
-            "final_logit_softcapping": 3.0,
+            "final_logit_softcapping": 20.0,
             "rope_scaling": LINEAR,
             "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             "tie_word_embeddings": False,
@@ -149,6 +151,12 @@ CASES = [
         "Phi3ForCausalLM",
         "phi3",
         {**PHI, **LONG_PARTIAL, "original_max_position_embeddings": 32},
+    ),
+    Case(
+        "smollm3-unwindowed",
+        "SmolLM3ForCausalLM",
+        "granite_swa",
+        {"pad_token_id": 0, "no_rope_layers": [1, 0, 1]},
     ),
     Case("smollm3", "SmolLM3ForCausalLM", "smollm3", {"pad_token_id": 0, "num_hidden_layers": 5}),
     Case(

@@ -35,13 +35,13 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
         "sliding_window": 7,
         "layer_types": ["sliding_attention", "full_attention"],
     },
-    "Phi3ForCausalLM": {
-        "model_type": "phi3",
-        "sliding_window": 7,
-        "partial_rotary_factor": 0.75,
+    "Phi3ForCausalLM": {"model_type": "phi3", "partial_rotary_factor": 0.75, "pad_token_id": 0},
+    "SmolLM3ForCausalLM": {
+        "model_type": "smollm3",
+        "no_rope_layers": [1, 0],
         "pad_token_id": 0,
+        "tie_word_embeddings": False,
     },
-    "SmolLM3ForCausalLM": {"model_type": "smollm3", "no_rope_layers": [1, 0], "pad_token_id": 0},
     "Olmo2ForCausalLM": {"model_type": "olmo2"},
     "GraniteForCausalLM": {
         "model_type": "granite",
@@ -50,7 +50,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
         "attention_multiplier": 0.1,
         "logits_scaling": 2.0,
     },
-    "Starcoder2ForCausalLM": {"model_type": "starcoder2", "sliding_window": 7},
+    "Starcoder2ForCausalLM": {"model_type": "starcoder2"},
 }
 FOUNDERS = tuple(ARCHITECTURES)[:4]  # enough where a test is slow and architectures do not matter
 COMMON = {

@@ -15,7 +15,7 @@ from server.backends.torch_.opening import replays
 from server.engine.step import PREVIOUS, Batch, CopyPrefix, Release, Trim
 from server.types import Generate, SamplingParams
 from tests.server.backends.llama.support import Line, clear, params, step
-from tests.server.backends.torch_.conftest import FAMILIES, VOCAB
+from tests.server.backends.torch_.conftest import FAMILIES, VOCAB, save_random
 from tests.server.backends.torch_.support import Reference, open_model, serve
 
 Folder = Callable[[str], Path]
@@ -77,6 +77,25 @@ def test_transformers_own_layers_compute_what_fused_ones_do(
     executor = open_model(family_folder(family), options={"fused": "false"})
     difference, _, _ = worst(reference(family), executor, crowd(VOCAB, 6, seed=4))
     assert difference < NEAR
+
+
+@pytest.mark.parametrize("original", [32, 256])
+def test_longrope_is_settled_by_the_context(original: int, tmp_path: Path) -> None:
+    """A context beyond that of pretraining turns all its sequences as transformers turns long ones."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0, 1.2, 1.5] * 2, "long_factor": [1.0, 3.0, 9.0] * 2}
+    folder = save_random(
+        tmp_path,
+        "phi3",
+        partial_rotary_factor=0.75,
+        original_max_position_embeddings=original,
+        rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.75, **rope},
+    )
+    executor, oracle = open_model(folder, context=160), Reference.of(folder)
+    wanted = SamplingParams(max_tokens=6, temperature=0.0, logprobs=5, prompt_logprobs=3)
+    requests = [Generate(id=str(n), prompt=tuple(range(3 + n, 50 + n)), params=wanted) for n in range(3)]
+    difference, _, _ = worst(oracle, executor, requests)
+    assert difference < NEAR
+    executor.close()
 
 
 class Again:
