@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from quant.digests import DigestMemo
 from quant.errors import BadSource
 from quant.files import shown
 from quant.gguf.header import read_header
+from quant.gguf.parts import siblings
 from quant.hub import Hub, parse_hub_id
 from quant.progress import Progress, Report, ignore
 
@@ -37,7 +39,7 @@ def open_source(
     progress: Report | None = None,
     hub: Hub | None = None,
 ) -> Source:
-    """Open a folder, a .gguf file or a hub id ("org/name", "org/name@revision").
+    """Open a folder, a .gguf file or a hub id ("org/name", "org/name@revision", "org/name:Q4_K_M").
 
     Headers and small files are read; weights only to hash them, once, remembered in <cache>/digests.json.
     With `local_only` no network is touched. Raises BadSource before anything is written to the cache, and
@@ -51,8 +53,15 @@ def open_source(
     wanted = parse_hub_id(ref, revision)
     if wanted is None or ref.endswith(".gguf"):
         raise BadSource(_unknown(ref))
-    folder = (hub or Hub()).snapshot(wanted, local_only=local_only, report=report)
-    return _open_folder(ref, folder, folder.name, cache, report)
+    found = (hub or Hub()).snapshot(wanted, local_only=local_only, report=report)
+    if wanted.type:
+        return _open_file(ref, found, _commit_of(found), cache, report)
+    return _open_folder(ref, found, found.name, cache, report)
+
+
+def _commit_of(file: Path) -> str | None:
+    """Of a file in a hub's snapshot."""
+    return next((below.name for below in file.parents if below.parent.name == "snapshots"), None)
 
 
 def _local(ref: str) -> Path | None:
@@ -84,11 +93,11 @@ def _open_file(ref: str, file: Path, revision: str | None, cache: Path, report: 
     if file.suffix == ".safetensors":
         raise BadSource(f"{file.name} is one file of a checkpoint: name its folder")
     header = read_header(file)
-    digest, size = _digest("gguf", (file,), cache, report)
+    digest, size = _digest("gguf", _parts(file), cache, report)
     return Source(
         kind="gguf",
         id=ref,
-        path=file.resolve(),
+        path=Path(os.path.abspath(file)),  # links keep their names: those of parts count
         revision=revision,
         digest=digest,
         architecture=header.architecture,
@@ -97,9 +106,16 @@ def _open_file(ref: str, file: Path, revision: str | None, cache: Path, report: 
     )
 
 
+def _parts(file: Path) -> tuple[Path, ...]:
+    """All parts of a split file. Raises BadSource where one is missing."""
+    return tuple(
+        file.parent / name for name in siblings(file.name, [one.name for one in file.parent.iterdir()])
+    )
+
+
 def digest_again(source: Source, cache: Path) -> str:
     """Digest of what lies at the source's place now; unchanged files are not read. Raises BadSource."""
-    files = read_checkpoint(source.path).files if source.kind == "hf" else (source.path,)
+    files = read_checkpoint(source.path).files if source.kind == "hf" else _parts(source.path)
     return _digest(source.kind, files, cache, ignore)[0]
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from quant.errors import QuantError
 from server.catalog.model import DEFAULT_VARIANT, NAME, CatalogError, Model
 
-HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+(?::[A-Za-z0-9_]{1,24})?)(?:@([\w./-]+))?")
 REVISION = re.compile(r"\w[\w./-]*")
 
 
@@ -31,7 +31,8 @@ def base_name(source: str) -> str:
 
 
 def read_reference(text: str, base: Path) -> Reference:
-    """`text` as a path relative to the folder `base`, or else as a hub id ("org/name", "org/name@revision").
+    """`text` as a path relative to the folder `base`, or else as a hub id ("org/name", "org/name@revision",
+    "org/name:Q4_K_M").
 
     A folder that exists wins over a hub id of the same spelling. Raises ValueError with one line.
     """
@@ -95,7 +96,7 @@ def folder_format(path: str) -> str | None:
 def own_type(found: Reference) -> str | None:
     """What a source that is served as it is calls itself; None for one that variants are made of.
 
-    Raises ValueError. Of a hub id nothing is known before it is pulled.
+    Raises ValueError. Of a hub id that names no type nothing is known before it is pulled.
     """
     match found.kind:
         case "gguf":
@@ -103,7 +104,8 @@ def own_type(found: Reference) -> str | None:
         case "folder":
             return folder_format(found.source)
         case "hub":
-            return None
+            _, _, kind = found.source.partition(":")
+            return kind.lower() or None
 
 
 def model_from_source(text: str, base: Path | None = None) -> Model:

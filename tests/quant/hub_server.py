@@ -26,6 +26,9 @@ class FakeHub:
     requests: list[str] = field(default_factory=list)  # "METHOD path"
     endpoint: str = ""
     gated: frozenset[str] = frozenset()
+    cuts: list[int] = field(default_factory=list)  # bytes after which answers with a file end, in turn
+    ranges: dict[str, list[str]] = field(default_factory=dict)  # that were asked for, by file name
+    false: frozenset[str] = frozenset()  # names of files that come with a byte changed
     breaks: Callable[[], bool] = lambda: False  # asked for each answer: it ends in the middle
     pause_s: float = 0.0  # between pieces of a file
     sent: int = 0  # bytes of files
@@ -104,13 +107,17 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "EntryNotFound")
         data = path.read_bytes()
         tag = hashlib.sha256(data).hexdigest()
-        facts = {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
-        wanted = RANGE.fullmatch(self.headers.get("Range", ""))
-        if wanted is None:
-            return self._send(200, data, facts)
-        start, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
-        facts["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
-        return self._send(206, data[start : end + 1], facts)
+        if path.name in self.state.false:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
+        asked = self.headers.get("Range", "")
+        self.state.ranges.setdefault(path.name, []).append(asked)
+        span = re.fullmatch(r"bytes=(\d+)-", asked)
+        if span is None or self.command == "HEAD":
+            return self._send(200, data, headers)
+        start = int(span[1])
+        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        return self._send(206, data[start:], headers)
 
     def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -123,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _write(self, data: bytes) -> None:
         """Whole, or up to somewhere and then no more."""
         whole = len(data) // 3 if self.state.breaks() else len(data)
+        if self.state.cuts and "/resolve/" in self.path and len(data) > self.state.cuts[0]:
+            whole = self.state.cuts.pop(0)
         for start in range(0, whole, PIECE):
             self.wfile.write(data[start : min(start + PIECE, whole)])
             self.state.sent += PIECE
@@ -134,6 +143,21 @@ def _entry(path: Path) -> dict[str, object]:
     return {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sibling(path: Path, name: str) -> dict[str, object]:
+    """Large files have a sha256, others the sha1 of git, as on the real hub."""
+    data = path.read_bytes()
+    blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+    found: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": blob}
+    if path.suffix in {".safetensors", ".gguf"}:
+        sha256 = hashlib.sha256(data).hexdigest()
+        found["lfs"] = {"sha256": sha256, "size": len(data), "pointerSize": 100}
+    return found
+
+
 def _model(repo: str, folder: Path) -> dict[str, object]:
-    siblings = [{"rfilename": path.name, "size": path.stat().st_size} for path in sorted(folder.iterdir())]
+    siblings = [_sibling(path, path.relative_to(folder).as_posix()) for path in _files(folder)]
     return {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0}

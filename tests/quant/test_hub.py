@@ -1,7 +1,9 @@
 """Models from a hub: pinned, checked before the weights come, and there again without a network."""
 
+import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from quant.errors import BadSource, DiskFull
+from quant.errors import BadSource, DiskFull, DownloadBroken
 from quant.hub import Hub, HubId, parse_hub_id
 from quant.progress import Progress
 from quant.source import Source, open_source
 from tests.quant.checkpoints import write_checkpoint, write_json
+from tests.quant.gguf.support import converted
 from tests.quant.hub_server import COMMIT, FakeHub, serve
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +67,11 @@ class Opener:
         assert len(str(caught.value)) < 200
         assert not self.cache.exists()
         return str(caught.value)
+
+
+@pytest.fixture
+def tiny_gguf(model: Path, tmp_path: Path) -> Path:
+    return converted(model, tmp_path / "tiny.gguf", "bf16")
 
 
 @pytest.fixture
@@ -149,6 +157,101 @@ def test_a_repository_of_gguf_files_says_what_to_do(opener: Opener, model: Path)
     assert "holds GGUF files" in opener.refused("org/model")
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_ten_interruptions_at_random_end_with_verified_files(
+    opener: Opener, model: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer goes on where the one before it broke off: no byte comes twice."""
+    monkeypatch.setattr("quant.fetch.PAUSES", (0.0,))
+    opener.hub.cuts = [random.Random(seed * 100 + n).randrange(1, 9_000) for n in range(10)]
+    source = opener("org/model")
+    assert not opener.hub.cuts
+    assert source.digest == open_source(str(model), cache=opener.cache).digest
+    shards = sum(path.stat().st_size for path in model.glob("model-*.safetensors"))
+    assert opener.seen[-1].done >= shards
+    assert len([name for name in opener.hub.downloads if name.endswith(".safetensors")]) > 2
+    assert not list(opener.snapshots.rglob("*.part"))
+    assert all(one.done <= one.total for one in opener.seen)
+
+
+def test_a_pull_that_was_killed_goes_on_with_what_had_come(opener: Opener, model: Path) -> None:
+    shard = model / "model-00001-of-00002.safetensors"
+    blobs = opener.snapshots / "models--org--model" / "blobs"
+    blobs.mkdir(parents=True)
+    data = shard.read_bytes()
+    part = blobs / f"{hashlib.sha256(data).hexdigest()}.part"
+    part.write_bytes(data[:5000])
+    opener("org/model")
+    ranges = opener.hub.ranges[shard.name]
+    assert ranges == ["bytes=5000-"]
+
+
+def test_what_came_before_is_not_trusted(opener: Opener, model: Path) -> None:
+    shard = model / "model-00001-of-00002.safetensors"
+    blobs = opener.snapshots / "models--org--model" / "blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / f"{hashlib.sha256(shard.read_bytes()).hexdigest()}.part"
+    for wrong in (b"x" * 5000, b"x" * (shard.stat().st_size + 1), b"x" * shard.stat().st_size):
+        part.write_bytes(wrong)
+        assert opener("org/model").digest == open_source(str(model), cache=opener.cache).digest
+        part.with_suffix("").unlink()
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "tokenizer.json", "config.json"])
+def test_a_wrong_checksum_is_refused_by_name_and_nothing_of_the_file_stays(opener: Opener, name: str) -> None:
+    opener.hub.false = frozenset({name})
+    message = opener.refused("org/model")
+    assert message.startswith(f"'{name}': its {'sha256' if 'safetensors' in name else 'git sha1'} is ")
+    assert not [path for path in opener.snapshots.rglob("*") if path.name == name or path.suffix == ".part"]
+    opener.hub.false = frozenset()
+    opener("org/model")
+
+
+def test_a_hub_that_sends_nothing_more_is_given_up_and_what_came_is_kept(
+    opener: Opener, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quant.fetch.PAUSES", (0.0,))
+    opener.hub.cuts = [400] + [0] * 30
+    with pytest.raises(DownloadBroken, match="broke off after 400 of"):
+        opener("org/model")
+    assert [path.stat().st_size for path in opener.snapshots.rglob("*.part")] == [400]
+    opener.hub.cuts = []
+    assert opener("org/model").digest == open_source(str(model), cache=opener.cache).digest
+
+
+def test_a_gguf_file_is_named_by_its_type(opener: Opener, tmp_path: Path, tiny_gguf: Path) -> None:
+    folder = tmp_path / "remote" / "ggufs"
+    (folder / "Q8_0").mkdir(parents=True)
+    for name in ("m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "m-BF16.gguf", "mmproj-m-F16.gguf"):
+        (folder / name).write_bytes(tiny_gguf.read_bytes())
+    for number in (1, 2):
+        (folder / "Q8_0" / f"m-Q8_0-0000{number}-of-00002.gguf").write_bytes(tiny_gguf.read_bytes())
+    opener.hub.repos["org/ggufs"] = folder
+    source = opener("org/ggufs:q4_k_m")
+    assert (source.kind, source.path.name, source.revision) == ("gguf", "m-Q4_K_M.gguf", COMMIT)
+    assert opener.hub.downloads == ["m-Q4_K_M.gguf"]
+    split = opener("org/ggufs:Q8_0@main")
+    assert split.path.name == "m-Q8_0-00001-of-00002.gguf"
+    assert split.bytes == 2 * tiny_gguf.stat().st_size
+    assert opener("org/ggufs:q4_k_m", local_only=True) == source
+    for ref, words in {
+        "org/ggufs:F16": "there are: BF16, Q4_K_M, Q4_K_S, Q8_0",
+        "org/ggufs": "name one as org/ggufs:BF16",
+    }.items():
+        with pytest.raises(BadSource, match=words):
+            opener(ref)
+
+
+def test_files_can_be_chosen_but_no_pickles(opener: Opener, model: Path) -> None:
+    hub, wanted = Hub(opener.hub.endpoint, opener.snapshots), HubId("org/model", None)
+    found = hub.snapshot(wanted, local_only=False, report=opener.seen.append, include=("conso*", "*.bin"))
+    assert (found / "consolidated.safetensors").read_bytes() == b"not in the index"
+    assert "pytorch_model.bin" not in opener.hub.downloads
+    for pattern, words in {"*.bin": "is a pickle", "*.x": "no file that matches"}.items():
+        with pytest.raises(BadSource, match=words):
+            hub.snapshot(wanted, local_only=False, report=opener.seen.append, include=(pattern,))
+
+
 def test_what_the_hub_refuses_is_one_line(opener: Opener) -> None:
     assert "no hub repository org/nothing" in opener.refused("org/nothing")
     opener.hub.gated = frozenset({"org/model"})
@@ -193,6 +296,9 @@ def test_the_environment_names_the_hub(opener: Opener, tmp_path: Path) -> None:
         ("org/name@refs/pr/3", None, HubId("org/name", "refs/pr/3")),
         ("org/name", "main", HubId("org/name", "main")),
         ("org/name@main", "main", HubId("org/name", "main")),
+        ("org/name:Q4_K_M", None, HubId("org/name", None, "Q4_K_M")),
+        ("org/name:iq4_xs@v1", None, HubId("org/name", "v1", "iq4_xs")),
+        ("org/name:", None, None),
         ("name", None, None),
         ("a/b/c", None, None),
         ("../name", None, None),
