@@ -24,8 +24,8 @@ help: ## List the targets
 serve: $(VENV)/.serve ## Install what serving needs, then serve models.yaml on port 8000 (SERVE="...": further arguments)
 	@exec $(BIN)/quantserve serve $(SERVE)
 
-test: $(VENV)/.dev ## Install what the tests need, then run them (TEST="...": arguments for pytest)
-	@$(BIN)/python -m pytest $(TEST)
+test: $(VENV)/.dev ## Install what the tests need, then run them, two files at a time (TEST="...": arguments for pytest)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(TEST)
 
 test-clients: $(VENV)/.dev $(VENV)-clients/.done ## Client libraries (Python, and node where there is one) against a server
 	@$(BIN)/python -m tests.clients $(VENV)-clients/bin/python
