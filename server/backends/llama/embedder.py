@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.backends.llama.batch import TokenBatch
+from server.backends.llama.context import Threads
 from server.backends.llama.model import LlamaModel
 from server.backends.llama.native import NATIVE_LOG
 from server.backends.llama.options import cells
@@ -37,6 +38,7 @@ class LlamaEmbedder:
         self._threads = threads
         self._pool = POOLING.get(model.pooling, POOLING["1"])
         self._handle: Any = None
+        self._passes: Threads | None = None
         self._batch = TokenBatch(model.library, STEP_TOKENS, context)
 
     def embed(self, tokens: Sequence[int]) -> bytes:
@@ -62,6 +64,8 @@ class LlamaEmbedder:
         self._batch.clear()
         self._batch.append(tokens, start, 0, len(tokens), True)
         NATIVE_LOG.forget()
+        assert self._passes is not None
+        self._passes.for_pass(len(tokens))
         if code := self._library.llama_decode(handle, self._batch.native):
             raise StepFailed(f"llama_decode: code {code}: {NATIVE_LOG.reason('no reason given')}")
         pointer = self._library.llama_get_embeddings(handle)
@@ -85,5 +89,5 @@ class LlamaEmbedder:
         handle = self._library.llama_init_from_model(self._model.handle, params)
         if not handle:
             raise StepFailed(f"no memory for embeddings: {NATIVE_LOG.reason('llama.cpp gives no reason')}")
-        self._handle = handle
+        self._handle, self._passes = handle, Threads(self._model, handle, self._threads)
         return handle

@@ -24,6 +24,7 @@ class LlamaModel:
         self.handle: Any = self.library.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise OpenError(f"cannot load {path.name}: {NATIVE_LOG.reason('it is no usable GGUF file')}")
+        self.bytes: int = self.library.llama_model_size(self.handle)  # of all weights
         self._vocab = self.library.llama_model_get_vocab(self.handle)
         self.vocab_size: int = self.library.llama_vocab_n_tokens(self._vocab)
         self.context: int = self.library.llama_model_n_ctx_train(self.handle)

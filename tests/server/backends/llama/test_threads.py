@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from server.backends.llama import threads
-from server.backends.llama.threads import allowed_threads, cpu_quota
+from server.backends.llama.threads import allowed_threads, cpu_quota, useful_threads
+from tests.server.backends.llama.conftest import open_model
+from tests.server.backends.llama.support import TEXTS, Line, follow, params
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -60,3 +62,27 @@ def test_without_control_groups_the_affinity_counts(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(threads, "MEMBERSHIP", tmp_path / "nothing")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5})
     assert allowed_threads() == 2
+
+
+def test_short_passes_get_one_thread_and_long_ones_all_that_is_allowed() -> None:
+    megabyte = 1 << 20
+    assert useful_threads(8, megabyte, 1) == useful_threads(8, 11 * megabyte, 4) == 1
+    assert useful_threads(8, megabyte, 256) == useful_threads(8, 4096 * megabyte, 1) == 8
+    assert useful_threads(1, 4096 * megabyte, 256) == 1
+
+
+def test_the_threads_of_a_pass_do_not_change_its_numbers(
+    gguf_q4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which matters where a sequence is computed in other company than before."""
+    found = []
+    for small in (0, 1 << 40):  # two threads always, one always
+        monkeypatch.setattr(threads, "SMALL_PASS", small)
+        opened = open_model(gguf_q4 / "model.gguf", threads=2)
+        lines = [
+            Line(opened.model.tokenize(text, add_special=False, parse_special=False), params(logprobs=5))
+            for text in TEXTS[:4]
+        ]
+        found.append(follow(opened.executor, lines, [[7, 8, 9]] * 4))
+        opened.executor.close()
+    assert found[0] == found[1]
