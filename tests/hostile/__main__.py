@@ -1,4 +1,4 @@
-"""`python -m tests.hostile SCHEMATHESIS [SOURCE]`: schemathesis over /openapi.json, then the mutants.
+"""`python -m tests.hostile SCHEMATHESIS [SOURCE]`: schemathesis over /openapi.json, odd schemas, the mutants.
 
 SCHEMATHESIS is its command; SOURCE a model, by default the bundled one.
 """
@@ -24,11 +24,17 @@ def described(command: str, url: str) -> int:
     return subprocess.run(run, check=False, env=environ, cwd=HERE).returncode
 
 
+def odd_schemas(command: str, url: str, model: str) -> int:
+    """With the Python that has schemathesis, and hypothesis-jsonschema beside it."""
+    run = [str(Path(command).with_name("python")), str(HERE / "schemas.py"), url, model, KEY]
+    return subprocess.run(run, check=False).returncode
+
+
 if __name__ == "__main__":
     os.environ |= {"QUANTSERVE_API_KEYS": "sk-user", "QUANTSERVE_ADMIN_KEYS": KEY}
     source = sys.argv[2] if len(sys.argv) > 2 else "models/tiny-chat"
     with own_server(source, "q4_k_m", 512, 4) as own:
-        failed = described(sys.argv[1], own.url)
         model = own.model.partition(":")[0]
+        failed = max(described(sys.argv[1], own.url), odd_schemas(sys.argv[1], own.url, model))
         attack = ["--base", own.url, "--model", model, "--key", KEY, "--pid", str(own.pid)]
         sys.exit(max(failed, main(attack)))

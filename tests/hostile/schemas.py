@@ -63,8 +63,9 @@ class Attempt:
 
     def __call__(self, schema: Schema) -> None:
         wanted = {"type": "json_schema", "json_schema": {"name": "odd", "schema": schema}}
-        body = {"model": self._model, "messages": [{"role": "user", "content": "Write one."}]}
-        body |= {"response_format": wanted, "max_tokens": TOKENS, "temperature": 1, "seed": 1}
+        asked = [{"role": "user", "content": "Write one."}]
+        body: dict[str, Any] = {"model": self._model, "messages": asked, "response_format": wanted}
+        body |= {"max_tokens": TOKENS, "temperature": 1, "seed": 1}
         started = time.monotonic()
         response = self._http.post(f"{self._url}/v1/chat/completions", json=body, timeout=120)
         fault = self._judged(response, schema)
