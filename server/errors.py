@@ -128,6 +128,12 @@ class ModelUnavailable(Overloaded):
     code = "model_unavailable"
 
 
+class MemoryBusy(Overloaded):
+    """The model's engine does not fit beside those that are in use; others may have gone soon."""
+
+    code = "memory_busy"
+
+
 class ShuttingDown(Overloaded):
     code = "shutting_down"
 

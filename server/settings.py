@@ -55,6 +55,8 @@ class Settings:
     default_context: int = 4096  # tokens, for models that name no context
     lark_grammars: bool = False  # take grammars from requests, besides schemas, expressions and choices
     cache_max_bytes: int | None = None  # None: what the disk holds
+    memory_budget: int | None = None  # bytes that all engines may hold; None: most of the machine's
+    gpu_memory_budget: int | None = None  # the same of each GPU
     jobs_at_once: int = 1  # builds and measurements; downloads have a queue of their own
 
 
@@ -165,6 +167,8 @@ READERS: Mapping[str, Reader] = {
     "default_context": _whole(16, 16_777_216),
     "lark_grammars": _flag,
     "cache_max_bytes": _bytes,
+    "memory_budget": _bytes,
+    "gpu_memory_budget": _bytes,
     "jobs_at_once": _whole(1, 64),
 }
 VARIABLES = {name: PREFIX + name.removesuffix("_s").upper() for name in READERS} | {

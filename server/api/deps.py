@@ -14,6 +14,7 @@ from server.api.responses.store import ResponseStore
 from server.catalog import Catalog
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
+from server.pool.states import Served
 from server.settings import Settings
 
 
@@ -45,3 +46,11 @@ def announce(request: Request, services: Services, name: str) -> str:
     chosen = f"{model.id}:{variant or model.default}"
     trace_of(request.scope).headers["x-variant"] = chosen
     return chosen
+
+
+def correct(request: Request, served: Served) -> None:
+    """Name the variant that really answers, where it is another than the one announced."""
+    headers = trace_of(request.scope).headers
+    if (asked := headers.get("x-variant")) != served.id:
+        headers["x-variant"] = served.id
+        headers["x-fallback-for"] = asked or ""

@@ -10,7 +10,7 @@ from fastapi import Request, Response
 
 from server.api.chunks import Chunks
 from server.api.deadline import within
-from server.api.deps import Services, announce
+from server.api.deps import Services, announce, correct
 from server.api.generate import Begun, Part, Planner, ask
 from server.api.leaving import unless_gone
 from server.api.schema.sampling import Sampling
@@ -42,6 +42,7 @@ async def answer_whole(
     announce(request, services, body.model)
     parts = within(ask(services, body.model, plan, wait_s=services.settings.build_wait_s), body.timeout)
     whole = await unless_gone(request.receive, collect(parts))
+    correct(request, whole.begun.served)
     return Response(msgspec.json.encode(shape(whole)), media_type="application/json")
 
 
@@ -55,14 +56,17 @@ async def answer_stream(
 ) -> Response:
     """A stream waits for a model as long as its client does."""
     announce(request, services, body.model)
-    frames = _frames(within(ask(services, body.model, plan, wait_s=None), body.timeout), shape)
+    frames = _frames(request, within(ask(services, body.model, plan, wait_s=None), body.timeout), shape)
     return await open_stream(request.receive, frames, services.settings.ping_s, voice)
 
 
-async def _frames(parts: AsyncGenerator[Part], shape: Callable[[Begun], Chunks]) -> AsyncGenerator[bytes]:
+async def _frames(
+    request: Request, parts: AsyncGenerator[Part], shape: Callable[[Begun], Chunks]
+) -> AsyncGenerator[bytes]:
     async with aclosing(parts):
         begun = await anext(parts)
         assert isinstance(begun, Begun), "parts start with Begun"
+        correct(request, begun.served)
         chunks = shape(begun)
         async for part in parts:
             if data := chunks.frames(part):

@@ -12,7 +12,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from server.api.body import json_body
-from server.api.deps import Services, Using, announce
+from server.api.deps import Services, Using, announce, correct
 from server.api.generate import check_tokens, refuse_when_full
 from server.api.leaving import unless_gone
 from server.api.schema.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
@@ -29,12 +29,13 @@ async def embeddings(
     services: Using,
 ) -> Response:
     announce(request, services, body.model)
-    answer = await unless_gone(request.receive, _embedded(body, services))
+    answer = await unless_gone(request.receive, _embedded(request, body, services))
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-async def _embedded(body: EmbeddingRequest, services: Services) -> EmbeddingList:
+async def _embedded(request: Request, body: EmbeddingRequest, services: Services) -> EmbeddingList:
     async with services.pool.acquire(body.model, wait_s=services.settings.build_wait_s) as lease:
+        correct(request, lease.variant)
         width = _width(body, lease)
         texts = [await _tokens(item, lease) for item in body.input]
         refuse_when_full(lease, services.settings.queue_limit)

@@ -41,11 +41,11 @@ async def health() -> Response:
 
 @router.get("/ready")
 async def ready(services: Using) -> Response:
-    """200 once every model with `preload: true` is ready."""
+    """200 once every model with `preload: true` is ready; one that was unloaded since is not missed."""
     waiting = [
         Waiting(id=state.model.id, state=state.state)
         for state in services.pool.states()
-        if state.model.preload and state.state != "ready"
+        if state.model.preload and state.state != "ready" and not state.rests
     ]
     if not waiting:
         return _json(Readiness(status="ready"))

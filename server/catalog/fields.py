@@ -226,6 +226,13 @@ FIELDS: Mapping[str, Field] = {
         read=whole(*KV_TOKENS),
         schema=_number(*KV_TOKENS),
     ),
+    "fallback": Field(
+        about="Where memory is short, a smaller variant that is built answers for the default one; "
+        "X-Variant says so.",
+        read=yes_no,
+        schema={"type": "boolean"},
+        default=False,
+    ),
     "deterministic": Field(
         about="Answers do not depend on what else runs; each sequence is computed alone, which is slower.",
         read=yes_no,

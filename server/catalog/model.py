@@ -41,6 +41,7 @@ class Model(Struct, frozen=True, kw_only=True):
     backend: str = "auto"  # a name of server.backends.registry; auto: the first that opens the format
     threads: int | None = None  # None: what the machine allows
     kv_tokens: int | None = None  # None: context x parallel
+    fallback: bool = False  # where memory is short, the bare name is answered by a smaller built variant
     deterministic: bool = False  # answers do not depend on what else runs, at the price of batching
 
     @property

@@ -10,26 +10,42 @@ import math
 import time
 
 from server.catalog import Model
-from server.errors import EngineDied, ModelLoading, ModelUnavailable, ShuttingDown
+from server.errors import (
+    EngineDied,
+    MemoryBusy,
+    ModelLoading,
+    ModelUnavailable,
+    ServerError,
+    ShuttingDown,
+)
 from server.pool import policy
 from server.pool.loader import Loaded, Loader, LoadFailed, Watch
+from server.pool.memory import Memory, NoRoom
 from server.pool.select import variant_id
 from server.pool.states import LoadState
 from server.process.client import EngineClient
 
 log = logging.getLogger(__name__)
 
+STEP_BACK_S = 0.5
+
 
 class VariantHost:
-    def __init__(self, model: Model, name: str, loader: Loader) -> None:
+    def __init__(self, model: Model, name: str, loader: Loader, memory: Memory) -> None:
         self.model = model
         self.name = name
         self.id = variant_id(model, name)
         self.watch = Watch()
         self.history = policy.History()
         self.restarts = 0
+        self.loads = 0
         self.lasting = False  # the last failure would come again
+        self.rests = False  # unloaded on purpose: the next request loads it again
+        self.patient = True  # wait for memory that others use, rather than let a smaller variant answer
         self._loader = loader
+        self._memory = memory
+        self._no_room: NoRoom | None = None  # why the last load was not tried
+        self._back = 0  # users that wait until this engine has made room for another
         self._loaded: Loaded | None = None
         self._users = 0
         self._idle_since = time.monotonic()
@@ -46,6 +62,24 @@ class VariantHost:
     def users(self) -> int:
         """Requests that use the engine or wait for it."""
         return self._users
+
+    @property
+    def busy(self) -> bool:
+        """Must not be unloaded now: a request uses it, or is about to."""
+        return self._loading is not None or self._users > self._back
+
+    @property
+    def idle_s(self) -> float:
+        return 0.0 if self.busy else time.monotonic() - self._idle_since
+
+    def evict(self) -> None:
+        assert not self.busy, "an engine that somebody uses is never unloaded"
+        self._unload()
+
+    @property
+    def no_room(self) -> bool:
+        """The last load was not tried for lack of memory."""
+        return self._no_room is not None
 
     @property
     def state(self) -> LoadState:
@@ -70,7 +104,7 @@ class VariantHost:
     async def acquire(self, wait_s: float | None) -> Loaded:
         """Wait for the engine, loading it if need be, and hold it until `release`.
 
-        Raises ModelLoading after `wait_s`, ModelUnavailable, ShuttingDown.
+        Raises ModelLoading after `wait_s`, ModelUnavailable, MemoryBusy, ShuttingDown.
         """
         self._users += 1
         try:
@@ -83,11 +117,14 @@ class VariantHost:
         self._users -= 1
         self._idle_since = time.monotonic()
         self._plan_unload()
+        if not self.busy:
+            self._memory.look()
 
     def load(self) -> "asyncio.Task[None]":
         """The one load that is running, or a new one. It never fails: what went wrong is in `history`."""
         if self._loading is None:
             self.watch = Watch()
+            self._no_room = None
             self._loading = asyncio.create_task(self._load(), name=f"load {self.id}")
         return self._loading
 
@@ -110,16 +147,39 @@ class VariantHost:
         while True:
             if self._closed:
                 raise ShuttingDown("the server is shutting down")
+            left = limit - time.monotonic()
             if self._loaded is not None:
-                return self._loaded
+                if waited or left <= 0 or not self._memory.yields(self.id):
+                    return self._loaded  # a load serves at least those who waited for it
+                await self._step_back(left)
+                continue
             refused = self.refusal()
             if refused and (waited or self._loading is None):
                 raise self._unavailable(refused)
-            left = limit - time.monotonic()
-            done, _ = await asyncio.wait({self.load()}, timeout=None if left == math.inf else max(0.0, left))
+            if waited and self._no_room is not None:
+                raise self._crowded(self._no_room)
+            done, _ = await asyncio.wait({self.load()}, timeout=_finite(max(0.0, left)))
             if not done:
                 raise self._still_loading()
             waited = True
+
+    async def _step_back(self, seconds: float) -> None:
+        """Wait until the engine is unloaded for another, or need not be any more; meanwhile it may be."""
+        self._back += 1
+        self._memory.look()
+        try:
+            moved = asyncio.ensure_future(self._memory.moved())
+            await asyncio.wait({moved}, timeout=min(seconds, STEP_BACK_S))
+            moved.cancel()
+        finally:
+            self._back -= 1
+
+    def _crowded(self, why: NoRoom) -> ServerError:
+        if why.never:
+            return ModelUnavailable(
+                f"{why} (QUANTSERVE_MEMORY_BUDGET)", param="model", retry_after=policy.CROWDED_RETRY_S
+            )
+        return MemoryBusy(str(why), param="model", retry_after=policy.LOADING_RETRY_S)
 
     def _unavailable(self, refused: policy.Refusal) -> ModelUnavailable:
         what = "is in quarantine" if refused.quarantined else "cannot be served"
@@ -140,6 +200,10 @@ class VariantHost:
             if self._unloading is not None:  # its memory first
                 await asyncio.wait({self._unloading})
             await self._attempts()
+        except NoRoom as error:
+            self._no_room = error
+            self.lasting = error.never
+            log.warning("%s is not loaded: %s", self.id, error)
         except LoadFailed as error:
             self._failed(str(error), lasting=error.lasting)
         except Exception as error:
@@ -147,13 +211,17 @@ class VariantHost:
             self._failed(f"an internal error ({type(error).__name__})")
         finally:
             self._loading = None
+            if not self.busy:
+                self._memory.look()
 
     async def _attempts(self) -> None:
         """Load; where the engine dies meanwhile, again, but not for ever."""
         for _ in range(policy.DEATHS):
             await asyncio.sleep(policy.restart_delay_s(self.history, time.monotonic()))
             try:
-                loaded = await self._loader.load(self.model, self.name, self.watch)
+                loaded = await self._loader.load(
+                    self.model, self.name, self.watch, self, patient=self.patient
+                )
             except EngineDied as error:
                 self._died(str(error))
             else:
@@ -170,6 +238,8 @@ class VariantHost:
 
     def _begin(self, loaded: Loaded) -> None:
         self._loaded = loaded
+        self.rests = False
+        self.loads += 1
         self.history = policy.after_success(self.history)
         self.lasting = False
         self._idle_since = time.monotonic()
@@ -191,7 +261,7 @@ class VariantHost:
         loaded, self._loaded = self._loaded, None
         if loaded is None or loaded.engine is not engine:
             return
-        loaded.held.close()
+        self._unloading = asyncio.create_task(loaded.close(), name=f"bury {self.id}")
         self._died(f"the engine {engine.death}")
         if not self._closed and self.refusal() is None:
             self.restarts += 1
@@ -226,4 +296,9 @@ class VariantHost:
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             log.info("%s is unloaded", self.id)
+            self.rests = True
             self._unloading = asyncio.create_task(loaded.close(), name=f"unload {self.id}")
+
+
+def _finite(seconds: float) -> float | None:
+    return None if seconds == math.inf else seconds

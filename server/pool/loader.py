@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,10 @@ from quant.store import Variant, VariantStore
 from server.catalog import Model
 from server.errors import EngineDied, ServerError
 from server.pool.background import in_thread
+from server.pool.estimate import RAM, Holding, estimate
 from server.pool.jobs import AWAITED, Jobs
+from server.pool.learned import Learned
+from server.pool.memory import Claim, Memory, Tenant
 from server.pool.policy import LASTING
 from server.pool.records import Progress
 from server.pool.select import backend_for, find_variant, is_listed, recipe_of, variant_id
@@ -63,7 +67,10 @@ class Loaded:
     served: Served
     engine: EngineClient
     text: TextModel
-    held: contextlib.ExitStack  # keeps the variant from being deleted
+    held: contextlib.ExitStack  # keeps the variant from being deleted, and its memory reserved
+    claim: Claim
+    kind: str  # engines of one kind hold the same
+    load_s: float
 
     async def close(self) -> None:
         try:
@@ -73,17 +80,27 @@ class Loaded:
 
 
 class Loader:
-    def __init__(self, settings: Settings, store: VariantStore, jobs: Jobs) -> None:
+    def __init__(
+        self, settings: Settings, store: VariantStore, jobs: Jobs, memory: Memory, learned: Learned
+    ) -> None:
         self._settings = settings
         self._store = store
         self._jobs = jobs
+        self._memory = memory
+        self._learned = learned
+        self._gpu = next((device for device in memory.budgets if device != RAM), None)
 
-    async def load(self, model: Model, name: str, watch: Watch) -> Loaded:
-        """Raises LoadFailed; EngineDied where the engine's process ended while it opened the variant."""
+    async def load(
+        self, model: Model, name: str, watch: Watch, tenant: Tenant, *, patient: bool = True
+    ) -> Loaded:
+        """`patient`: wait for memory that others use.
+
+        Raises LoadFailed, NoRoom; EngineDied where the engine's process ended while it opened the variant.
+        """
         try:
             target = await self._target(model, name, watch)
             watch.state, watch.progress = "loading", None
-            return await self._open(model, target, watch)
+            return await self._open(model, target, watch, tenant, patient)
         except EngineDied:
             raise
         except (QuantError, ServerError) as error:
@@ -179,23 +196,55 @@ class Loader:
             backend=backend_for(model, format_name),
         )
 
-    async def _open(self, model: Model, target: Target, watch: Watch) -> Loaded:
+    async def _open(
+        self, model: Model, target: Target, watch: Watch, tenant: Tenant, patient: bool
+    ) -> Loaded:
         def report(done: float) -> None:
             watch.progress = Progress("load", round(100 * done), 100, "%")
 
+        spec = self._spec(model, target)
+        kind, need = await self._need(target, spec)
+        reload_s = self._learned.load_s(kind, sum(need.values()))
         async with contextlib.AsyncExitStack() as undo:
             held = undo.enter_context(contextlib.ExitStack())
             if target.key is not None:
                 held.enter_context(self._store.use(target.key))
+            claim = await self._memory.reserve(tenant, need, reload_s, patient=patient)
+            held.callback(claim.release)
+            started = time.monotonic()
             try:
                 async with asyncio.timeout(OPEN_LIMIT_S):
-                    engine = await EngineClient.start(self._spec(model, target), on_progress=report)
+                    engine = await EngineClient.start(spec, on_progress=report)
             except TimeoutError:
                 raise LoadFailed(f"it was not open after {OPEN_LIMIT_S:.0f} s") from None
             undo.push_async_callback(engine.stop)
             text = await _text(engine, target.path)
             undo.pop_all()
-            return Loaded(served=target.served, engine=engine, text=text, held=held)
+            claim.reload_s = load_s = time.monotonic() - started
+            return Loaded(
+                served=target.served,
+                engine=engine,
+                text=text,
+                held=held,
+                claim=claim,
+                kind=kind,
+                load_s=load_s,
+            )
+
+    async def _need(self, target: Target, spec: Open) -> tuple[str, dict[str, int]]:
+        """What tells engines of this kind from others, and what they hold. Raises BadSource."""
+        holding = Holding(
+            backend=spec.backend,
+            context=spec.context or self._settings.default_context,
+            parallel=spec.parallel,
+            kv_tokens=spec.kv_tokens,
+        )
+        estimated = await in_thread(partial(estimate, target.path, holding, gpu=self._gpu_of(spec)))
+        kind = f"{target.served.key} {spec.backend} {spec.context} {spec.parallel} {spec.kv_tokens}"
+        return kind, self._learned.need(kind, estimated)
+
+    def _gpu_of(self, spec: Open) -> str | None:
+        return None if spec.backend == "llama" else self._gpu
 
     def _spec(self, model: Model, target: Target) -> Open:
         default = self._settings.default_context

@@ -3,19 +3,26 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from functools import partial
 
 from quant.errors import QuantError
 from quant.store import Variant, VariantStore
 from server.catalog import Catalog, Model
-from server.errors import ShuttingDown, UnknownModel
+from server.errors import MemoryBusy, ModelUnavailable, ServerError, ShuttingDown, UnknownModel
+from server.pool import policy
 from server.pool.background import in_thread
+from server.pool.estimate import RAM
 from server.pool.host import VariantHost
 from server.pool.jobs import Jobs
-from server.pool.loader import Loader
+from server.pool.learned import Learned
+from server.pool.loader import Loaded, Loader
+from server.pool.memory import Claim, Memory
 from server.pool.records import Job
 from server.pool.select import built_of, is_listed, may_be_a_variant, variant_id
 from server.pool.states import EngineState, Lease, ModelState, Served
+from server.process.devices import family, gpu_bytes, gpu_totals, held_bytes
+from server.process.memory import machine_memory
 from server.settings import Settings
 
 __all__ = ["EngineState", "Lease", "ModelState", "Pool", "Served"]
@@ -23,6 +30,8 @@ __all__ = ["EngineState", "Lease", "ModelState", "Pool", "Served"]
 log = logging.getLogger(__name__)
 
 DRAIN_POLL_S = 0.05
+MEASURE_S = 2.0  # between two looks at what engines hold
+RAM_SHARE, GPU_SHARE = 0.8, 0.92  # of a device, where no budget is given
 
 
 class Pool:
@@ -30,9 +39,12 @@ class Pool:
         self.catalog = catalog
         self._store = store
         self._jobs = jobs
-        self._loader = Loader(settings, store, jobs)
+        self.memory = Memory(budgets(settings))
+        self._learned = Learned(settings.cache)
+        self._loader = Loader(settings, store, jobs, self.memory, self._learned)
         self._hosts: dict[str, VariantHost] = {}  # by variant id
         self._built: dict[str, frozenset[str]] = {}  # ids of built variants, by model id
+        self._bytes: dict[str, int] = {}  # of built variants, by their id
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         jobs.listeners.append(self._job_finished)
@@ -41,6 +53,7 @@ class Pool:
         """Returns at once: models with `preload` load in the background."""
         await self._jobs.start()
         self._spawn(self._find_built())
+        self._spawn(self._measure_memory())
         for model in self.catalog.models:
             if model.preload:
                 self._spawn(self._preload(model))
@@ -64,23 +77,56 @@ class Pool:
             *self._tasks,
             return_exceptions=True,
         )
+        self._learned.save()
 
     @contextlib.asynccontextmanager
     async def acquire(self, name: str, *, wait_s: float | None) -> AsyncIterator[Lease]:
         """Borrow the engine of "model" or "model:variant", which is built and loaded first if need be.
 
         `wait_s` None: for as long as that takes. Raises UnknownModel, ModelLoading, ModelUnavailable,
-        ShuttingDown.
+        MemoryBusy, ShuttingDown. Where memory is short, a model with `fallback` answers by a smaller variant.
         """
         model, variant = self.catalog.resolve(name)
         if self._draining:
             raise ShuttingDown("the server is shutting down", retry_after=1)
         host = await self._host(model, variant or model.default)
-        loaded = await host.acquire(wait_s)
+        smaller = [] if variant or not model.fallback else self._smaller(host)
+        host.patient = not smaller
+        loaded, host = await self._first_with_room([host, *smaller], wait_s)
         try:
             yield Lease(model=model, variant=loaded.served, engine=loaded.engine, text=loaded.text)
         finally:
             host.release()
+
+    async def _first_with_room(
+        self, hosts: Sequence[VariantHost], wait_s: float | None
+    ) -> tuple[Loaded, VariantHost]:
+        """The engine of the first host that memory has room for. Raises what the first one did."""
+        refused: ServerError | None = None
+        for host in hosts:
+            try:
+                return await host.acquire(wait_s), host
+            except (MemoryBusy, ModelUnavailable) as error:
+                if not host.no_room:
+                    raise
+                refused = refused or error
+        assert refused is not None, "there is at least one host"
+        raise refused
+
+    def _smaller(self, host: VariantHost) -> list[VariantHost]:
+        """Built variants of the same model that need less, those that are loaded first, then by size."""
+        most = self._bytes.get(host.id)
+        if most is None or host.loaded is not None:
+            return []
+        ids = [id for id in self._built.get(host.model.id, ()) if self._bytes.get(id, most) < most]
+        hosts = [self._hosted(host.model, id.removeprefix(f"{host.model.id}:")) for id in ids]
+        return sorted(hosts, key=lambda one: (one.loaded is None, -self._bytes[one.id]))
+
+    def _hosted(self, model: Model, name: str) -> VariantHost:
+        id = variant_id(model, name)
+        if id not in self._hosts:
+            self._hosts[id] = VariantHost(model, name, self._loader, self.memory)
+        return self._hosts[id]
 
     def states(self) -> list[ModelState]:
         """One for each model of the catalog, in its order."""
@@ -133,6 +179,7 @@ class Pool:
             served=loaded.served if loaded else None,
             template=loaded.text.template_origin if loaded else None,
             variants=built,
+            rests=host.rests and loaded is None,
         )
 
     def _variants(self, model: Model) -> tuple[str, ...]:
@@ -148,7 +195,7 @@ class Pool:
             return host
         if not is_listed(model, name) and not await self._is_built(model, name):
             raise self._no_such_variant(model)
-        return self._hosts.setdefault(id, VariantHost(model, name, self._loader))
+        return self._hosted(model, name)
 
     async def _is_built(self, model: Model, name: str) -> bool:
         return may_be_a_variant(model, name) and await self._loader.find(model, name) is not None
@@ -158,10 +205,24 @@ class Pool:
         host = await self._host(model, model.default)
         while True:
             await asyncio.wait({host.load()})
-            refused = host.refusal()
-            if host.loaded is not None or host.lasting or refused is None:
+            if host.loaded is not None or host.rests or host.lasting:
                 return
-            await asyncio.sleep(refused.retry_s)
+            refused = host.refusal()
+            if refused is None and not host.no_room:
+                return
+            await asyncio.sleep(refused.retry_s if refused else policy.LOADING_RETRY_S)
+
+    async def _measure_memory(self) -> None:
+        """What engines really hold, so that the next estimates are right and a growing one is noticed."""
+        while True:
+            await asyncio.sleep(MEASURE_S)
+            for host in list(self._hosts.values()):
+                if (loaded := host.loaded) is not None:
+                    held = await in_thread(partial(_held, loaded.engine.pid, loaded.claim))
+                    if host.loaded is loaded and held.get(RAM):
+                        self.memory.measured(loaded.claim, held)
+                        self._learned.add(loaded.kind, dict(loaded.claim.used), loaded.load_s)
+            await in_thread(self._learned.save)
 
     async def _find_built(self) -> None:
         """Fill the list of built variants, of models whose source some variant names."""
@@ -178,8 +239,12 @@ class Pool:
             source = self._jobs.sources.known(model)
             if source is None:
                 continue
-            names = {variant.manifest.recipe.name for variant in built_of(variants, source)}
-            self._built[model.id] = frozenset(variant_id(model, name) for name in names)
+            sizes = {
+                variant_id(model, variant.manifest.recipe.name): variant.manifest.bytes
+                for variant in built_of(variants, source)
+            }
+            self._built[model.id] = frozenset(sizes)
+            self._bytes.update(sizes)
 
     def _job_finished(self, job: Job) -> None:
         if not self._draining:
@@ -194,3 +259,16 @@ class Pool:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work in the background failed: %s", type(error).__name__, exc_info=error)
+
+
+def budgets(settings: Settings) -> dict[str, int]:
+    """Bytes that engines may hold, by device."""
+    ram = settings.memory_budget or int(RAM_SHARE * machine_memory())
+    gpus = {device: settings.gpu_memory_budget or int(GPU_SHARE * b) for device, b in gpu_totals().items()}
+    return {RAM: ram, **gpus}
+
+
+def _held(pid: int, claim: Claim) -> dict[str, int]:
+    pids = family(pid)
+    gpus = {device: gpu_bytes(pids) for device in claim.need if device != RAM}
+    return {RAM: held_bytes(pids), **gpus}

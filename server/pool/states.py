@@ -49,6 +49,7 @@ class ModelState:
     served: Served | None = None  # where it is loaded
     template: Origin | None = None  # whose chat template it has, where it is loaded
     variants: tuple[str, ...] = ()  # ids of all that are built
+    rests: bool = False  # unloaded on purpose (idle, or for another); the next request loads it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ ABOUT = (
 HEADERS: Mapping[str, str] = {
     "X-Request-Id": "the client's, or a new one",
     "X-Variant": "the variant that answered",
+    "X-Fallback-For": "the variant that was asked for, where memory was short and a smaller one answered",
     "X-Ignored-Params": "parameters that had no effect",
     "Retry-After": "seconds to wait before trying again",
 }
@@ -102,7 +103,9 @@ def _path_parameter(name: str) -> Json:
 
 def _responses(table: Operation, has_body: bool, path: str) -> Iterator[tuple[str, Json]]:
     """Whole answers, and every error that the route can give."""
-    headers = ["X-Request-Id", "X-Variant", "X-Ignored-Params"] if has_body else ["X-Request-Id"]
+    headers = (
+        ["X-Request-Id", "X-Variant", "X-Fallback-For", "X-Ignored-Params"] if has_body else ["X-Request-Id"]
+    )
     good = _response(table.status, table.answer, headers)
     if table.streams:
         text = "server-sent events, a chunk each"

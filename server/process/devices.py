@@ -1,0 +1,57 @@
+"""How much processes hold, asked of the kernel and of the GPU's driver. No library of a GPU is loaded."""
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+ASK_S = 10.0
+MIB = 1 << 20
+
+
+def held_bytes(pids: Iterable[int]) -> int:
+    """Proportional set size: a page that several processes share is counted in parts that add up."""
+    return sum(_pss(pid) for pid in pids)
+
+
+def family(pid: int) -> list[int]:
+    """The process and all that descend from it."""
+    found = [pid]
+    for parent in found:  # grows while it is read
+        with contextlib.suppress(OSError):
+            for path in Path(f"/proc/{parent}/task").glob("*/children"):
+                found += map(int, path.read_text().split())
+    return found
+
+
+def _pss(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def gpu_totals() -> dict[str, int]:
+    """Bytes of each NVIDIA GPU, by torch's name of it; empty where there is none."""
+    rows = _ask("--query-gpu=index,memory.total")
+    return {f"cuda:{index}": int(total) * MIB for index, total in rows if total.isdigit()}
+
+
+def gpu_bytes(pids: Iterable[int]) -> int:
+    """Of GPU memory that these processes hold."""
+    wanted = set(pids)
+    rows = _ask("--query-compute-apps=pid,used_memory")
+    return sum(int(used) * MIB for pid, used in rows if used.isdigit() and int(pid) in wanted)
+
+
+def _ask(query: str) -> list[list[str]]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
