@@ -10,6 +10,7 @@ from quant.store import VariantStore
 from server.catalog import Catalog, Model
 from server.errors import MemoryBusy, ModelUnavailable
 from server.pool import memory
+from server.pool import pool as pool_module
 from server.pool.estimate import ENGINE
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
@@ -24,6 +25,12 @@ def pool_with(cache: Path, budget: int, *models: Model) -> Pool:
     settings = Settings(cache=cache, memory_budget=budget)
     store = VariantStore(cache)
     return Pool(settings, Catalog(models), store, Jobs(settings, store))
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates stay what they are, however long a test takes."""
+    monkeypatch.setattr(pool_module, "MEASURE_S", 3600.0)
 
 
 @pytest.fixture
