@@ -38,7 +38,7 @@ def gguf(tmp_path: Path) -> Path:
     return write_gguf(tmp_path / "toy.gguf")
 
 
-async def ask(pool: Pool, name: str, hold: asyncio.Event | None = None, wait_s: float | None = 30) -> str:
+async def ask(pool: Pool, name: str, hold: asyncio.Event | None = None, wait_s: float | None = 60) -> str:
     async with pool.acquire(name, wait_s=wait_s) as lease:
         assert len(await answer(lease, id=f"{name}-{id(lease)}")) == 8
         if hold is not None:
@@ -86,8 +86,9 @@ async def test_who_waits_for_busy_engines_has_its_turn_or_is_told_to_come_back(
         with pytest.raises(MemoryBusy) as caught:
             await ask(pool, "b")
         assert caught.value.retry_after
+        pool.memory._wait_s = 60.0
         waiting = asyncio.create_task(ask(pool, "b"))
-        await until(lambda: pool.memory.yields("a:q4_0"), 5)
+        await until(lambda: pool.memory.yields("a:q4_0"), 30)
         late = asyncio.create_task(ask(pool, "a"))  # must not keep b waiting for ever
         await asyncio.sleep(0.1)
         assert not late.done()
@@ -133,6 +134,7 @@ async def test_a_smaller_variant_answers_where_the_default_has_no_room(
         pool.memory._wait_s = 0.3
         with pytest.raises(MemoryBusy):
             await ask(pool, "m:f32")  # a variant that is named is never replaced
+        pool.memory._wait_s = 60.0
         small.set()
         await using
         assert await ask(pool, "m") == "m:f32"
