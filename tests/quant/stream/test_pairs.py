@@ -12,7 +12,7 @@ from quant.source import open_source
 from quant.store import VariantStore
 from quant.torch_plan import plan_torch
 from quant.torch_recipe import RULES, TorchRecipe
-from tests.quant.methods.models import ARCHITECTURES
+from tests.quant.methods.models import FOUNDERS
 from tests.quant.stream.checkpoints import build, decoded, family_checkpoint, kl, logits_of, source_logits
 
 # Its compressed-tensors reader gives packed zero points another shape, and then makes them up.
@@ -42,7 +42,7 @@ def label(spec: dict[str, Any]) -> str:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {name: family_checkpoint(folder / name, name) for name in ARCHITECTURES}
+    return {name: family_checkpoint(folder / name, name) for name in FOUNDERS}
 
 
 PAIRS = list(enumerate(pairs()))
