@@ -178,6 +178,7 @@ class ModelText(Struct, frozen=True, kw_only=True):
     end_ids: tuple[int, ...]  # every token that ends an answer
     add_bos: bool
     space_first: bool = False  # the tokenizer puts a space before every text, which is not part of it
+    tokenizer: str | None = None  # a tokenizer.json that gives the engine's tokens; None: the engine is asked
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag=True):

@@ -5,8 +5,9 @@ pre-tokenizer say the same to llama.cpp and to everybody else who opens the file
 """
 
 import ctypes
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 from quant.errors import BadSource, TokenizerMismatch
 from quant.files import shown
 from quant.gguf.native import captured, library
+from quant.gguf.rebuild import CannotRebuild, read_stored, rebuild
 from quant.gguf.tokenizer import is_byte_level, read_tokenizer_json, spaces_of
 
+Tokenize = Callable[[str], list[int]]  # special tokens are read, none is added
 PROBE: tuple[str, ...] = (
     "The quick brown fox jumps over the lazy dog, doesn't it? I'LL say WE'VE 'seen' it; they're Peter's.",
     'def f(x: int) -> str:\n    """Doc."""\n\treturn f\'{x:>10}\' if x else None  # ok\n\n\nclass A(B):\n',
@@ -35,21 +38,38 @@ MOST_SPECIALS = 64  # of the added tokens, spread evenly
 
 def compare(gguf: Path, tokenizer_json: Path) -> None:
     """Raises TokenizerMismatch with both token lists, or BadSource when either side cannot be opened."""
+    data = read_tokenizer_json(tokenizer_json)
+    with open_vocabulary(gguf) as tokenize:
+        _require_equal(data, tokenizer_json.read_text("utf-8"), tokenize)
+
+
+def rebuilt(gguf: Path, tokenize: Tokenize) -> str | None:
+    """A tokenizer.json of the file's vocabulary that gives the tokens of `tokenize`, which is llama.cpp's.
+
+    None where there is none, or where the probe finds a difference. Raises BadSource (no GGUF).
+    """
+    try:
+        text = rebuild(read_stored(gguf))
+        _require_equal(json.loads(text), text, tokenize)
+    except (CannotRebuild, TokenizerMismatch):
+        return None
+    return text
+
+
+def _require_equal(data: Mapping[str, Any], text: str, tokenize: Tokenize) -> None:
     from tokenizers import Tokenizer
 
-    data = read_tokenizer_json(tokenizer_json)
     try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_json))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises plain Exception
         raise BadSource(f"tokenizer.json cannot be opened: {shown(str(error))}") from error
-    with _vocabulary(gguf) as vocabulary:
-        for text in _texts(data):
-            theirs = tokenizer.encode(text, add_special_tokens=False).ids
-            ours = _tokenize(vocabulary, text)
-            if ours != theirs:
-                raise TokenizerMismatch(
-                    f"llama.cpp and tokenizers differ on {shown(text)}: llama.cpp {ours}, tokenizers {theirs}"
-                )
+    for probe in _texts(data):
+        theirs = tokenizer.encode(probe, add_special_tokens=False).ids
+        ours = tokenize(probe)
+        if ours != theirs:
+            raise TokenizerMismatch(
+                f"llama.cpp and tokenizers differ on {shown(probe)}: llama.cpp {ours}, tokenizers {theirs}"
+            )
 
 
 def _texts(data: Mapping[str, Any]) -> Iterator[str]:
@@ -72,8 +92,24 @@ def _some_specials(data: Mapping[str, Any]) -> Sequence[str]:
     return added[:: max(1, len(added) // MOST_SPECIALS)]
 
 
+class Tokenizing:
+    """llama.cpp's tokens of a text, while the vocabulary is open."""
+
+    def __init__(self, vocabulary: Any) -> None:
+        self._vocabulary = vocabulary
+
+    def __call__(self, text: str, *, special: bool = True) -> list[int]:
+        """`special`: control tokens are read where they are spelled."""
+        native = library()
+        raw = text.encode()
+        room = len(raw) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count = native.llama_tokenize(self._vocabulary, raw, len(raw), tokens, room, False, special)
+        return list(tokens[: max(count, 0)])
+
+
 @contextmanager
-def _vocabulary(gguf: Path) -> Iterator[Any]:
+def open_vocabulary(gguf: Path) -> Iterator[Tokenizing]:
     """llama.cpp's vocabulary of a GGUF file, without its weights."""
     native = library()
     params = native.llama_model_default_params()
@@ -84,15 +120,6 @@ def _vocabulary(gguf: Path) -> Iterator[Any]:
             reason = log.errors[-1] if log.errors else "no reason given"
             raise BadSource(f"llama.cpp cannot read the vocabulary: {reason.replace(str(gguf), gguf.name)}")
         try:
-            yield native.llama_model_get_vocab(model)
+            yield Tokenizing(native.llama_model_get_vocab(model))
         finally:
             native.llama_model_free(model)
-
-
-def _tokenize(vocabulary: Any, text: str) -> list[int]:
-    native = library()
-    raw = text.encode()
-    room = len(raw) + 8
-    tokens = (ctypes.c_int32 * room)()
-    count = native.llama_tokenize(vocabulary, raw, len(raw), tokens, room, False, True)
-    return list(tokens[: max(count, 0)])

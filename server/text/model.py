@@ -87,11 +87,17 @@ class TextModel:
 
     @classmethod
     def from_engine(cls, text: ModelText, tokenize: Encode) -> "TextModel":
-        """A model without tokenizer.json: its engine tokenizes. Raises OpenError for a broken template."""
+        """A model without tokenizer.json. Raises OpenError for a broken template.
+
+        Its engine made one of the vocabulary, or is asked by `tokenize`.
+        """
         facts = TextFile(text.bos, text.eos, text.end_ids, text.add_bos)
         start: Start = "one" if text.space_first else "keep"
         vocabulary = Vocabulary(text.pieces, frozenset(text.control), start)
-        return assemble(facts, vocabulary, tokenize, text.chat_template)
+        encoder = (
+            LocalTokenizer(text.tokenizer, text.bos if text.add_bos else None) if text.tokenizer else tokenize
+        )
+        return assemble(facts, vocabulary, encoder, text.chat_template)
 
     @property
     def pieces(self) -> tuple[bytes, ...]:

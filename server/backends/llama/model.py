@@ -2,9 +2,12 @@
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quant.errors import BadSource
+from quant.gguf.probe import rebuilt
 from server.backends.llama.native import NATIVE_LOG, load_library
 from server.errors import OpenError
 from server.types import ModelText
@@ -16,6 +19,7 @@ class LlamaModel:
     """Owns a `llama_model`. Raises OpenError where llama.cpp cannot read the file."""
 
     def __init__(self, path: Path, gpu_layers: int, progress: Callable[[float], None]) -> None:
+        self._path = path
         self.library = load_library()
         params = self.library.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
@@ -74,7 +78,15 @@ class LlamaModel:
             end_ids=tuple(t for t in tokens if lib.llama_vocab_is_eog(vocab, t)),
             add_bos=bool(lib.llama_vocab_get_add_bos(vocab)),
             space_first=bool(letter) and pieces[letter[0]].startswith(b" "),
+            tokenizer=self._rebuilt(),
         )
+
+    def _rebuilt(self) -> str | None:
+        """The vocabulary as a tokenizer.json, where that gives the same tokens."""
+        try:
+            return rebuilt(self._path, partial(self.tokenize, add_special=False, parse_special=True))
+        except BadSource:  # a file that llama.cpp reads and we do not
+            return None
 
     def _metadata(self, key: str) -> str:
         """A value of the file's metadata as text; empty where there is none."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -213,6 +214,19 @@ async def test_an_engine_s_text() -> None:
     assert model.render(HI) == "<s>Hi"
     assert await model.encode_chat(HI) == [5]
     assert await model.encode("a|bc", add_special=True, parse_special=True) == [9, 1, 2]
+
+
+async def test_a_tokenizer_that_the_engine_made_keeps_text_in_this_process(tiny_chat: Path) -> None:
+    """The engine is not asked."""
+    made = (tiny_chat / "tokenizer.json").read_text()
+    text = ModelText(
+        pieces=(b"<s>", b"a"), control=(0,), chat_template=None, bos=0, eos=None, end_ids=(), add_bos=True
+    )
+    model = TextModel.from_engine(msgspec.structs.replace(text, tokenizer=made), engine_tokenize)
+    plain = TextModel.from_folder(tiny_chat)
+    for words in ("Hello there", "<|im_start|>user"):
+        ids = await plain.encode(words, add_special=False, parse_special=True)
+        assert await model.encode(words, add_special=True, parse_special=True) == [0, *ids]
 
 
 async def test_an_engine_without_a_template() -> None:

@@ -69,6 +69,10 @@ def test_a_file_brings_its_own_vocabulary(q4: LlamaOpened, tiny_chat: Path) -> N
         tokens = q4.tokenize(sample, add_special=False, parse_special=False)
         assert tokens == tokenizer.encode(sample, add_special_tokens=False).ids
         assert b"".join(text.pieces[token] for token in tokens) == sample.encode()
+    assert text.tokenizer is not None  # made of the file's vocabulary, for the web process
+    made = Tokenizer.from_str(text.tokenizer)
+    for sample in ("Hello, world! 漢字", "<|im_start|>user\n"):
+        assert made.encode(sample).ids == q4.tokenize(sample, add_special=False, parse_special=True)
 
 
 def test_special_tokens_are_read_only_where_asked_for(q4: LlamaOpened) -> None:
@@ -95,6 +99,8 @@ def test_a_sentencepiece_vocabulary_puts_a_space_first(shared: Callable[[str], P
     assert opened.text.space_first
     tokens = opened.tokenize("Once upon a time", add_special=False, parse_special=False)
     assert b"".join(opened.text.pieces[token] for token in tokens) == b" Once upon a time"
+    assert opened.text.tokenizer is not None
+    assert Tokenizer.from_str(opened.text.tokenizer).encode("Once upon a time").ids == tokens
     assert step(opened.executor, [Line(tokens).row(0, 0)])[0].token is not None
     opened.executor.close()
 
