@@ -40,8 +40,9 @@ KINDS = {
     "nf4": Kind("bnb4", None, lambda weight: encode_blockwise(weight, "nf4")),
     "fp4": Kind("bnb4", None, lambda weight: encode_blockwise(weight, "fp4")),
     "int8": Kind("bnb8", None, encode_rows_int8),
+    "w8a8": _affine("compressed-tensors-int8", 8, None, symmetric=True),
 }
-WEIGHT_ONLY = tuple(kind for kind in KINDS if kind != "int8")
+WEIGHT_ONLY = tuple(kind for kind in KINDS if kind not in {"int8", "w8a8"})
 
 
 def quantized(folder: Path, source: Path, kind: Kind) -> Path:

@@ -1,7 +1,7 @@
 """Every kernel against float64 on random shapes: fresh inputs, outputs full of NaN before, TF32 off."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -50,13 +50,16 @@ def seed(number: int) -> None:
     torch.manual_seed(number)
 
 
-def linears(count: int) -> Iterator[Checked]:
+KINDS = ("int4", "nf4", "int8 weights", "llm.int8", "w8a8")
+
+
+def linears(count: int, kinds: Sequence[str] = ("int4", *KINDS)) -> Iterator[Checked]:
     device = torch.device("cuda")
     for index in range(count):
         dtype = random.choice(list(LIMITS))
         rows, columns = random.randint(1, 320) * 16, random.randint(1, 80) * 64
         batch = random.choice([1, random.randint(1, 16), random.randint(1, 64), random.randint(1, 300)])
-        kind = ("int4", "int4", "nf4", "int8 weights", "llm.int8", "w8a8")[index % 6]
+        kind = kinds[index % len(kinds)]
         layer = _layer(kind, (rows, columns), dtype, device)
         x = torch.randn(batch, columns, device=device).to(dtype)
         if kind == "llm.int8":

@@ -3,7 +3,7 @@
 import gc
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -39,10 +39,10 @@ def prompts(count: int, longest: int) -> list[list[int]]:
     return [[random.randrange(4, 16000) for _ in range(random.randint(3, longest))] for _ in range(count)]
 
 
-def formats() -> Iterator[Checked]:
+def formats(names: Sequence[str] = checkpoints.WEIGHT_ONLY) -> Iterator[Checked]:
     """Logprobs of greedy answers, CUDA against the CPU in float32, up to the first token that differs."""
     with tempfile.TemporaryDirectory() as scratch:
-        for name in checkpoints.WEIGHT_ONLY:
+        for name in names:
             folder = checkpoints.quantized(Path(scratch) / name, SOURCE, checkpoints.KINDS[name])
             given = [engine.greedy(str(i), prompt, SCORED, 0) for i, prompt in enumerate(texts())]
             want = _answers(folder, given, device="cpu", dtype="f32")

@@ -1,7 +1,8 @@
 """`python -m benchmarks.gpu.serve`: speed of a Llama-2-7B shape, random weights, by format.
 
 128 prompt tokens, 256 output tokens, greedy. Decode tokens/s = batch x 255 / (t(256) - t(1)), through the
-server's scheduler and executor.
+server's scheduler and executor. Where transformers can read the format with bitsandbytes, its `generate` is
+timed on the same checkpoint.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import checkpoints, engine
+from benchmarks.gpu import checkpoints, engine, peer
 from server.backends.torch_.executor import TorchExecutor
 
 PROMPT, ANSWER = 128, 256
@@ -61,7 +62,6 @@ def measure(name: str, batches: list[int], scratch: Path) -> list[dict[str, obje
     holder: list[TorchExecutor] = []
     load = engine.seconds(lambda: holder.append(engine.opened(folder, 2304, max(batches), device="cuda")))
     executor = holder.pop()
-    shutil.rmtree(folder)
     memory = (before - torch.cuda.mem_get_info()[0]) / 2**30
     weights = sum(part.nbytes for part in tensors_of(executor)) / 2**30
     sizes = f"weights {weights:.2f} GiB, with KV {memory:.1f} GiB"
@@ -86,6 +86,23 @@ def measure(name: str, batches: list[int], scratch: Path) -> list[dict[str, obje
         }
     )
     executor.close()
+    del executor
+    rows += measure_peer(name, folder, batches)
+    shutil.rmtree(folder)
+    return rows
+
+
+def measure_peer(name: str, folder: Path, batches: list[int]) -> list[dict[str, object]]:
+    """transformers on the same files, with the memory that our executor has given back."""
+    if (reason := peer.missing(name)) is not None:
+        print(f"  transformers: {reason}", flush=True)
+        return []
+    gc.collect()
+    torch.cuda.empty_cache()
+    rows: list[dict[str, object]] = []
+    for batch, rate in peer.rates(folder, [prompts(batch, PROMPT) for batch in batches]):
+        print(f"  transformers.generate, batch {batch}: {rate:,.1f} tokens/s", flush=True)
+        rows.append({"format": name, "peer": "transformers", "batch": batch, "tokens_s": round(rate, 1)})
     return rows
 
 

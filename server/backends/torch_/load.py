@@ -15,7 +15,7 @@ from quant.layer import QuantizedLinear
 from server.backends.torch_.kernels.packed import CannotPack
 from server.backends.torch_.linear.choose import Target, may_share, plain_linear, quantized_linear
 from server.backends.torch_.linear.merged import Merged, Part
-from server.backends.torch_.linear.plain import PlainLinear
+from server.backends.torch_.linear.plain import Head, PlainLinear
 from server.backends.torch_.weights import Weights
 from server.errors import OpenError
 
@@ -165,8 +165,9 @@ class _Loader:
         """A head that the checkpoint leaves out is the embedding."""
         head = self.model.get_output_embeddings()
         if isinstance(head, nn.Linear) and head.weight.is_meta:
-            tied = PlainLinear(self.model.get_input_embeddings().weight, None)
-            self.model.set_output_embeddings(tied)
+            self.model.set_output_embeddings(Head(self.model.get_input_embeddings().weight, None))
+        elif isinstance(head, PlainLinear):
+            self.model.set_output_embeddings(Head(head.weight, head.bias))
 
     # -- checks -----------------------------------------------------------------------------------
 

@@ -19,6 +19,22 @@ class PlainLinear(nn.Module):
         return linear(x, self.weight, self.bias)
 
 
+class Head(PlainLinear):
+    """Logits, on a GPU in float32 whatever the weights are.
+
+    The sums are float32 there anyway; between 16 and 32 float16 has steps of 1/64 and bfloat16 of 1/8, which
+    is most of what a logprob would be off by.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cuda or x.dtype == torch.float32:
+            return super().forward(x)
+        out = torch.mm(x.flatten(0, -2), self.weight.T, out_dtype=torch.float32)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], -1)
+
+
 def join_plain(weights: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Layers that share their input as one matrix, in the dtype that computes. Always a copy."""
     rows = sum(len(weight) for weight in weights)
