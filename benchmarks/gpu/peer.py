@@ -22,7 +22,7 @@ def missing(name: str) -> str | None:
 
 
 def rates(folder: Path, prompts: Sequence[Sequence[Sequence[int]]]) -> Iterator[tuple[int, float]]:
-    """(batch, decode tokens/s) for each batch of equally long prompts, greedy, the end of an answer ignored."""
+    """(batch, decode tokens/s) for batches of equally long prompts; greedy, on past the end of an answer."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, device_map={"": 0}).eval()

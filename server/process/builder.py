@@ -26,6 +26,7 @@ from quant.progress import Detail
 from quant.recipe import parse_recipe
 from quant.source import Source, open_source
 from quant.store import VariantStore
+from server.backends.llama.threads import limit_spinning
 from server.process.child import die_with
 from server.process.memory import build_memory
 from server.process.reports import BuildAnswer, BuildReport, Problem, replace_json
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     answers = _take_stdout()
     die_with(options.parent)
     _limit(options.memory_limit)
+    limit_spinning()
     reporter = Reporter(options.progress)
     answer = _answer(options, reporter)
     reporter.end(answer.error)

@@ -6,16 +6,15 @@ whoever has to explain it.
 
 import ctypes
 import logging
-import os
 import re
 from types import ModuleType
 
 from quant.gguf.library import load_backends
+from server.backends.llama.threads import limit_spinning
 
 LOG = logging.getLogger(__name__)
 
 WARNING, ERROR, CONTINUED = 3, 4, 5  # of ggml_log_level
-SPINS = "1000"
 LONGEST_LINE = 500
 EXPECTED = "n_ctx_seq ("  # one memory for all sequences is larger than what one of them may grow to
 WHERE = re.compile(r"^\w+: ")  # llama.cpp starts its lines with the name of the C++ function
@@ -68,7 +67,7 @@ _kept: list[object] = []  # the callback must live as long as the library
 
 def load_library() -> ModuleType:
     """The low-level API, ready for use. Cheap after the first call. Raises ImportError or OSError."""
-    _limit_spinning()
+    limit_spinning()
     from llama_cpp import llama_cpp
 
     if not _kept:
@@ -79,18 +78,6 @@ def load_library() -> ModuleType:
         _kept.append(callback)
     library: ModuleType = llama_cpp
     return library
-
-
-def _limit_spinning() -> None:
-    """Before OpenMP's library is loaded, which reads this only then; what the user has set stays.
-
-    Its threads wait for each other at every operation. By default they spin for milliseconds, so that one
-    busy core makes steps ten times as long; threads that sleep at once wake up late. Milliseconds for one
-    token of tiny-chat on 2 cores, quiet and with a busy program on one of them: by default 15 and 25 (best of
-    three rounds, some far above), asleep at once 4.3 and 5.5, so 2.4 and 7.7.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def _receive(level: int, text: bytes | None, _user_data: object) -> None:

@@ -1,6 +1,7 @@
-"""How many threads a computation may use: the affinity mask and the container's CPU quota, not the machine.
+"""How many threads a computation may use, and how they wait for each other.
 
-Threads beyond either spin against each other and make every step slower.
+The affinity mask and the container's CPU quota count, not the machine: threads beyond either spin against
+each other and make every step slower.
 """
 
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 SMALL_PASS = 64 << 20  # bytes of weights times tokens: a few milliseconds of one core
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+SPINS = "1000"
 
 
 def allowed_threads() -> int:
@@ -27,6 +29,20 @@ def useful_threads(allowed: int, weight_bytes: int, tokens: int) -> int:
     others kept busy: stories260K 0.1 and 0.2, 13 and 24; tiny-chat in Q4_K_M 0.7 and 0.9, 8 and 37.
     """
     return 1 if weight_bytes * tokens < SMALL_PASS else allowed
+
+
+def limit_spinning() -> None:
+    """Before OpenMP's library is loaded, which reads this only then; what the user has set stays.
+
+    Its threads wait for each other at every operation. By default they spin for milliseconds, so that one
+    busy core makes steps ten times as long; threads that sleep at once wake up late. Milliseconds for one
+    token of tiny-chat on 2 cores, quiet and with a busy program on one of them: by default 15 and 25 (best of
+    three rounds, some far above), asleep at once 4.3 and 5.5, so 2.4 and 7.7 (llama.cpp, Q4_K_M). With torch
+    (NF4) beside so much other work that fifteen processes wanted the 2 cores, a token took 174 ms of CPU time
+    by default and 15 ms so.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def cpu_quota(membership: Path, mount: Path) -> float | None:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from server.backends.base import Embedder
-from server.backends.llama.threads import allowed_threads
+from server.backends.llama.threads import allowed_threads, limit_spinning
 from server.backends.torch_.options import parse_options
 from server.engine.step import Executor
 from server.errors import OpenError, RequestError
@@ -45,6 +45,7 @@ class TorchBackend:
             raise OpenError(f"{folder.name} is no folder")
         if (reason := self.probe()) is not None:
             raise OpenError(reason)
+        limit_spinning()
         from server.backends.torch_.opening import open_variant
 
         return TorchOpened(*open_variant(spec, options, allowed_threads(), progress))

@@ -1,6 +1,7 @@
 """Loading: little memory, little time, and one clear line for a checkpoint that cannot be served."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,34 @@ def test_tiny_chat_loads_in_seconds(
     peak, seconds = measure(family_folder("llama"), folder)
     assert seconds < 3
     assert peak < 4 * 16_700_000 + 34 * MB + SLACK
+
+
+WAITING = """
+import sys
+from server.backends.torch_.backend import PLAIN
+from server.types import Open
+
+PLAIN.open(Open(backend="plain", variant=sys.argv[1], context=32, parallel=1), lambda _: None)
+"""
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "'1000'"), ({"GOMP_SPINCOUNT": "77"}, "'77'")])
+def test_threads_that_wait_for_each_other_spin_only_for_a_moment(
+    given: dict[str, str], expected: str, family_folder: Callable[[str], Path]
+) -> None:
+    """As OpenMP's library itself reports it when it is loaded."""
+    plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING, str(family_folder("llama"))],
+        env=plain | given | {"OMP_DISPLAY_ENV": "verbose"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if not (lines := [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]):
+        pytest.skip("torch is built without GNU OpenMP here")
+    assert lines[0].split("=")[1].strip() == expected
 
 
 # -- what cannot be served ----------------------------------------------------------------------------
