@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from server.backends.llama.threads import useful_threads
 from server.backends.torch_.attention import Chunk, Layout, Paged, Unsupported
 from server.backends.torch_.embedder import TorchEmbedder
 from server.backends.torch_.executor import TorchExecutor, forward
@@ -64,7 +65,19 @@ def _load(folder: Path, options: Options, progress: Callable[[float], None]) -> 
         raise OpenError(f"the weights do not fit into the memory of {device.type}") from None
     if options.fused:
         fuse(model)
+    if device.type == "cpu":
+        _spare_threads(model, elements * target.dtype.itemsize)
     return model, shape, target
+
+
+def _spare_threads(model: Any, weight_bytes: int) -> None:
+    """Each pass gets as many threads as make it faster: by its size alone, so that its sums stay its own."""
+    allowed = torch.get_num_threads()
+
+    def before(_module: Any, _: Any, given: dict[str, Any]) -> None:
+        torch.set_num_threads(useful_threads(allowed, weight_bytes, given["input_ids"].shape[1]))
+
+    model.base_model.register_forward_pre_hook(before, with_kwargs=True)
 
 
 @torch.inference_mode()

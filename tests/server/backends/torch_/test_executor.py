@@ -268,3 +268,17 @@ def test_a_model_that_computes_no_numbers_fails_its_step_and_poisons_nobody(
     answers, _ = serve(executor, [request])
     assert reference("qwen2").furthest(request.prompt, answers["0"]) < NEAR
     assert not any(keys.isnan().any() for keys in executor._cache.keys)
+
+
+def test_a_small_pass_takes_one_thread_and_a_large_one_all(family_folder: Folder) -> None:
+    executor = open_model(family_folder("tiny-chat"), threads=2)
+    used: list[tuple[int, int]] = []
+    executor._model.base_model.register_forward_hook(
+        lambda _module, _, given, __: used.append((given["input_ids"].shape[1], torch.get_num_threads())),
+        with_kwargs=True,
+    )
+    wanted = SamplingParams(max_tokens=3, temperature=0.0, reproducible=False)
+    serve(executor, [Generate(id="a", prompt=tuple(range(5, 95)), params=wanted)])
+    executor.close()
+    torch.set_num_threads(1)
+    assert used == [(90, 2), (1, 1), (1, 1)]
