@@ -15,6 +15,7 @@ class TokenBatch:
     def __init__(self, library: ModuleType, capacity: int, longest: int) -> None:
         """`longest`: tokens that one sequence may grow to."""
         self.size = 0
+        self.attended = 0  # positions that its tokens look at, their own included
         self._tokens = np.zeros(capacity, np.int32)
         self._positions = np.zeros(capacity, np.int32)
         self._slots = np.zeros(capacity, np.int32)
@@ -39,7 +40,7 @@ class TokenBatch:
         return self._native
 
     def clear(self) -> None:
-        self.size = 0
+        self.size = self.attended = 0
 
     def append(self, tokens: Sequence[int], start: int, slot: int, scored: int, last: bool) -> None:
         """Tokens of one sequence at positions from `start` on.
@@ -48,6 +49,7 @@ class TokenBatch:
         """
         place, count = self.size, len(tokens)
         end = self.size = place + count
+        self.attended += count * (start + count)
         if count == 1:  # the row of every running sequence in almost every step
             self._tokens[place], self._positions[place] = tokens[0], start
             self._slots[place], self._outputs[place] = slot, last or scored

@@ -25,8 +25,8 @@ class Threads:
         self._model, self._handle, self._allowed = model, handle, allowed
         self._set = allowed
 
-    def for_pass(self, tokens: int) -> None:
-        count = useful_threads(self._allowed, self._model.bytes, tokens)
+    def for_pass(self, batch: TokenBatch) -> None:
+        count = useful_threads(self._allowed, self._model.read_by(batch.size, batch.attended))
         if count != self._set:
             self._model.library.llama_set_n_threads(self._handle, count, count)
             self._set = count
@@ -104,7 +104,7 @@ class LlamaContext:
     def decode(self) -> None:
         """Run the model over the batch. Raises StepFailed; KV memory may then hold some of its tokens."""
         NATIVE_LOG.forget()
-        self._threads.for_pass(self.batch.size)
+        self._threads.for_pass(self.batch)
         code = self._library.llama_decode(self._handle, self.batch.native)
         if code == 0:
             return

@@ -65,7 +65,7 @@ class LlamaEmbedder:
         self._batch.append(tokens, start, 0, len(tokens), True)
         NATIVE_LOG.forget()
         assert self._passes is not None
-        self._passes.for_pass(len(tokens))
+        self._passes.for_pass(self._batch)
         if code := self._library.llama_decode(handle, self._batch.native):
             raise StepFailed(f"llama_decode: code {code}: {NATIVE_LOG.reason('no reason given')}")
         pointer = self._library.llama_get_embeddings(handle)

@@ -12,6 +12,7 @@ from server.backends.llama.native import NATIVE_LOG, load_library
 from server.errors import OpenError
 from server.types import ModelText
 
+ATTENTION_BYTES = 800  # of weights take as long as one head's look at one position: some 50 ns
 LONGEST_PIECE = 1024  # bytes; longer ones are asked for again
 
 
@@ -28,7 +29,10 @@ class LlamaModel:
         self.handle: Any = self.library.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise OpenError(f"cannot load {path.name}: {NATIVE_LOG.reason('it is no usable GGUF file')}")
-        self.bytes: int = self.library.llama_model_size(self.handle)  # of all weights
+        self._bytes: int = self.library.llama_model_size(self.handle)  # of all weights
+        self._heads: int = self.library.llama_model_n_layer(self.handle) * self.library.llama_model_n_head(
+            self.handle
+        )
         self._vocab = self.library.llama_model_get_vocab(self.handle)
         self.vocab_size: int = self.library.llama_vocab_n_tokens(self._vocab)
         self.context: int = self.library.llama_model_n_ctx_train(self.handle)
@@ -41,6 +45,13 @@ class LlamaModel:
         buffer = ctypes.create_string_buffer(16)
         size = self.library.llama_model_meta_val_str(self.handle, b"general.file_type", buffer, len(buffer))
         return "f32" if size > 0 and buffer.value == b"0" else "f16"
+
+    def read_by(self, tokens: int, attended: int) -> int:
+        """Bytes that a pass would read if each token read for itself: how long it takes, whatever the model.
+
+        `attended`: positions that its tokens look at, all together.
+        """
+        return self._bytes * tokens + ATTENTION_BYTES * self._heads * attended
 
     def close(self) -> None:
         if self.handle:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-SMALL_PASS = 64 << 20  # bytes of weights times tokens: a few milliseconds of one core
+SMALL_PASS = 64 << 20  # bytes: a few milliseconds of one core
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 SPINS = "1000"
@@ -21,14 +21,16 @@ def allowed_threads() -> int:
     return cpus if quota is None else max(1, min(cpus, int(quota)))
 
 
-def useful_threads(allowed: int, weight_bytes: int, tokens: int) -> int:
-    """For a pass of so many tokens. Threads wait for each other at every operation: where operations are
-    short, one thread alone is the fastest, and the only one that a busy machine does not slow down.
+def useful_threads(allowed: int, pass_bytes: int) -> int:
+    """For a pass that reads so much (LlamaModel.read_by).
+
+    Threads wait for each other at every operation: where operations are short, one thread alone is the
+    fastest, and the only one that a busy machine does not slow down.
 
     Milliseconds for one token with one thread and with two, the best and the median of 120, on 2 cores that
     others kept busy: stories260K 0.1 and 0.2, 13 and 24; tiny-chat in Q4_K_M 0.7 and 0.9, 8 and 37.
     """
-    return 1 if weight_bytes * tokens < SMALL_PASS else allowed
+    return 1 if pass_bytes < SMALL_PASS else allowed
 
 
 def limit_spinning() -> None:

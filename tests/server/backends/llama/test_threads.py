@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.backends.llama import threads
+from server.backends.llama.backend import LlamaOpened
 from server.backends.llama.threads import allowed_threads, cpu_quota, useful_threads
 from tests.server.backends.llama.conftest import open_model
 from tests.server.backends.llama.support import TEXTS, Line, follow, params
@@ -64,11 +65,12 @@ def test_without_control_groups_the_affinity_counts(tmp_path: Path, monkeypatch:
     assert allowed_threads() == 2
 
 
-def test_short_passes_get_one_thread_and_long_ones_all_that_is_allowed() -> None:
-    megabyte = 1 << 20
-    assert useful_threads(8, megabyte, 1) == useful_threads(8, 11 * megabyte, 4) == 1
-    assert useful_threads(8, megabyte, 256) == useful_threads(8, 4096 * megabyte, 1) == 8
-    assert useful_threads(1, 4096 * megabyte, 256) == 1
+def test_short_passes_get_one_thread_and_long_ones_all_that_is_allowed(q4: LlamaOpened) -> None:
+    """Tokens, and positions that they look at together."""
+    assert [useful_threads(allowed, size) for allowed in (8, 1) for size in (10**6, 10**9)] == [1, 8, 1, 1]
+    short, long = [(1, 1), (4, 400)], [(1, 10**5), (64, 64), (8, 4000)]
+    read_by = q4.model.read_by
+    assert [useful_threads(8, read_by(*size)) for size in (*short, *long)] == [1, 1, 8, 8, 8]
 
 
 def test_the_threads_of_a_pass_do_not_change_its_numbers(
