@@ -2,21 +2,29 @@
 
 Builds each variant of each model (the cache keeps them), scores the written files on a held-out text and on
 answers that the source writes itself, and prints mean KL divergences with standard errors paired over chunks,
-differences, and whether the relations hold that ought to. Variants that others made of the same model are
-named with --peer OURS=FOLDER or OURS=FILE.gguf.
+differences, and whether the relations hold that ought to.
+
+--autoawq PYTHON, --gptqmodel PYTHON (interpreters of environments that have them) and --llamacpp FOLDER (with
+llama-imatrix and llama-quantize) let other tools quantize the same model with the same calibration text; ours
+are then compared with theirs. Files that others have made already: --peer OURS=FOLDER or OURS=FILE.gguf.
 """
 
 import argparse
+import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quant.calibrate import speech_for
+from benchmarks.keeping import kept_chunks, kept_comparison, weights_digest
+from benchmarks.others.tools import Job, autoawq, gptqmodel, llama_quantize
+from quant.calibrate import calibration_tokens, speech_for
 from quant.measure.decoded import torch_scorer
 from quant.measure.llama import gguf_scorer
 from quant.measure.score import Comparison, Reference, Scorer, compare, reference
@@ -24,15 +32,17 @@ from quant.measure.stored import load_reference, save_reference
 from quant.measure.text import Chunk, Text, chunked, read_corpus
 from quant.pipeline import build_variant
 from quant.progress import ignore
-from quant.recipe import parse_recipe
+from quant.recipe import TORCH_PRESETS, parse_recipe
 from quant.sampling import write_answers
 from quant.source import Source, open_source
 from quant.store import VariantStore
 from quant.text_choice import Text as Wanted
+from quant.torch_recipe import CALIBRATED
 
 SCHEME = {"bits": 4, "group": 128, "symmetric": True}
 METHODS = ("rtn", "gptq", "awq", "awq+gptq", "best")
 CHUNK = 512
+IMATRIX = re.compile(r"(\w+)\+imatrix")
 PEER_FACTOR = 1.02
 # (closer one, further one, whether the difference has to be certain)
 RELATIONS = (
@@ -50,6 +60,7 @@ class Bench:
     store: VariantStore
     threads: int
     texts: Mapping[str, Text]
+    calibration: Wanted
 
     def references(self) -> dict[str, Reference]:
         return {name: self._reference(text) for name, text in self.texts.items()}
@@ -67,8 +78,18 @@ class Bench:
         return found
 
     def scored(self, files: Path, references: Mapping[str, Reference]) -> dict[str, Comparison]:
-        with self._scorer(files) as scorer:
-            return {name: compare(scorer, source) for name, source in references.items()}
+        """Computed once for files, a source and a text."""
+        folder, weights = self.store.cache / "comparisons", weights_digest(files)
+        with ExitStack() as stack:
+            open_scorer = cache(lambda: stack.enter_context(self._scorer(files)))
+            return {
+                name: kept_comparison(
+                    folder,
+                    (self.source.digest, text.text.digest, weights),
+                    partial(_compare, open_scorer, text),
+                )
+                for name, text in references.items()
+            }
 
     def _scorer(self, files: Path) -> AbstractContextManager[Scorer]:
         model = files / "model.gguf" if files.is_dir() else files
@@ -78,19 +99,56 @@ class Bench:
         return torch_scorer(files, threads=self.threads)
 
     def build(self, name: str) -> Path:
-        recipe = parse_recipe(recipe_of(name))
+        recipe = parse_recipe(recipe_of(name, self.calibration))
         return build_variant(
             self.source, recipe, self.store, progress=ignore, threads=self.threads, device="cpu"
         ).variant.path
 
+    def rows(self) -> list[list[int]]:
+        """The text that ours is calibrated on, for the others."""
+        size, cache = int(self.source.config["vocab_size"]), self.store.cache
+        where = torch.device("cpu")
+        tokens = calibration_tokens(
+            self.source, self.calibration, size, cache=cache, device=where, report=ignore
+        )
+        found: list[list[int]] = tokens.tolist()
+        return found
 
-def recipe_of(name: str) -> str | dict[str, Any]:
+    def others(self, arguments: argparse.Namespace) -> Iterator[tuple[str, str, Path]]:
+        """(name, the variant of ours to compare it with, files)."""
+        if not (arguments.autoawq or arguments.gptqmodel or arguments.llamacpp):
+            return
+        rows = self.rows()
+        place = f"{self.source.digest[:16]}-{len(rows)}x{len(rows[0])}"
+        job = Job(self.source.path, rows, self.store.cache / "others" / place)
+        if arguments.autoawq:
+            yield "AutoAWQ", "awq-w4g128", autoawq(job, arguments.autoawq)
+        if arguments.gptqmodel:
+            yield "GPTQModel", "gptq-w4g128", gptqmodel(job, arguments.gptqmodel)
+        for name in arguments.variants if arguments.llamacpp else ():
+            if kind := IMATRIX.fullmatch(name):
+                base = self.build("bf16") / "model.gguf"
+                made = llama_quantize(job, arguments.llamacpp, base, kind[1])
+                yield f"llama-quantize {kind[1]}", name, made
+
+
+def _compare(open_scorer: Callable[[], Scorer], source: Reference) -> Comparison:
+    return compare(open_scorer(), source)
+
+
+def recipe_of(name: str, calibration: Wanted) -> str | dict[str, Any]:
     """A method at 4 bits, a preset's name, or a type of llama.cpp's with our imatrix ("q4_0+imatrix")."""
     if name in METHODS:
-        return {"method": name, "format": "compressed-tensors", "scheme": SCHEME}
-    if name.endswith("+imatrix"):
-        return {"type": name.removesuffix("+imatrix"), "imatrix": "self"}
-    return name
+        spec: dict[str, Any] = {"method": name, "format": "compressed-tensors", "scheme": SCHEME}
+    elif kind := IMATRIX.fullmatch(name):
+        return {"type": kind[1], "imatrix": "self"}
+    elif name in TORCH_PRESETS:
+        spec = TORCH_PRESETS[name].spec
+    else:
+        return name
+    if spec["method"] not in CALIBRATED:
+        return spec
+    return {**spec, "calibration": {"samples": calibration.samples, "length": calibration.length}}
 
 
 def prose(source: Source, path: Path, chunks: int) -> Text:
@@ -105,12 +163,16 @@ def prose(source: Source, path: Path, chunks: int) -> Text:
     )
 
 
-def answers(source: Source, count: int) -> Text:
+def answers(source: Source, place: Path, count: int) -> Text:
     """What the source says to questions that calibration does not use; only its own tokens count."""
-    speech = speech_for(source, "evaluation", int(source.config["vocab_size"]))
-    wanted = Wanted(kind="self", samples=count, length=256, seed=1)
-    written = write_answers(source.path, speech, wanted, device=torch.device("cpu"), report=ignore)
-    chunks = tuple(Chunk(answer.tokens, answer.prompt) for answer in written)
+
+    def write() -> list[Chunk]:
+        speech = speech_for(source, "evaluation", int(source.config["vocab_size"]))
+        wanted = Wanted(kind="self", samples=count, length=256, seed=1)
+        written = write_answers(source.path, speech, wanted, device=torch.device("cpu"), report=ignore)
+        return [Chunk(answer.tokens, answer.prompt) for answer in written]
+
+    chunks = kept_chunks(place / "answers" / f"{source.digest[:16]}-{count}.json", write)
     return Text(chunks=chunks, corpus="self-generated", tokenizer=source.digest, cut="answers")
 
 
@@ -159,12 +221,14 @@ def run(arguments: argparse.Namespace, model: Path) -> bool:
     if arguments.corpus:
         texts[arguments.corpus.name] = prose(source, arguments.corpus, arguments.chunks)
     if arguments.answers:
-        texts["self-generated"] = answers(source, arguments.answers)
-    bench = Bench(source, store, arguments.threads, texts)
+        texts["self-generated"] = answers(source, arguments.cache, arguments.answers)
+    wanted = Wanted(kind="self", samples=arguments.samples, length=CHUNK)
+    bench = Bench(source, store, arguments.threads, texts, wanted)
     references = bench.references()
     found: dict[str, dict[str, Comparison]] = {name: {} for name in texts}
-    peers = {f"peer of {ours}": (ours, Path(files)) for ours, _, files in arguments.peer}
     places = {name: bench.build(name) for name in arguments.variants}
+    peers = {f"peer of {ours}": (ours, Path(files)) for ours, _, files in arguments.peer}
+    peers |= {name: (ours, files) for name, ours, files in bench.others(arguments)}
     for name, files in {**places, **{peer: files for peer, (_, files) in peers.items()}}.items():
         for text, comparison in bench.scored(files, references).items():
             found[text][name] = comparison
@@ -179,7 +243,39 @@ def run(arguments: argparse.Namespace, model: Path) -> bool:
         )
     ]
     print("\n".join(told), flush=True)
+    if arguments.json:
+        note(arguments.json, model.name, places, found)
     return not any(line.endswith("| NO |") for line in told)
+
+
+def note(
+    file: Path, model: str, places: Mapping[str, Path], found: Mapping[str, Mapping[str, Comparison]]
+) -> None:
+    """Puts the figures of our variants among those that the file has."""
+    every: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    for name, folder in places.items():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        about = every.setdefault(model, {}).setdefault(name, {})
+        about["bits_per_weight"] = round(manifest["bits_per_weight"], 3)
+        about["gguf"] = manifest["format"] == "gguf"
+        if (report := folder / "quantization.json").exists():
+            about["layers"] = by_kind(json.loads(report.read_text())["modules"])
+        for text, comparisons in found.items():
+            score = comparisons[name].score()
+            kl = [round(score.mean.value, 5), round(score.mean.error, 5)]
+            about[text] = {"kl": kl, "top1": round(score.top1.value, 4)}
+    file.write_text(json.dumps(every, indent=1, sort_keys=True) + "\n")
+
+
+def by_kind(modules: list[dict[str, Any]]) -> dict[str, float]:
+    """Error of the output relative to that of round-to-nearest: the mean over the blocks."""
+    found: dict[str, list[float]] = {}
+    for one in modules:
+        if one["rtn_loss"]:
+            found.setdefault(".".join(one["module"].split(".")[-2:]), []).append(
+                one["loss"] / one["rtn_loss"]
+            )
+    return {name: round(sum(ratios) / len(ratios), 4) for name, ratios in found.items()}
 
 
 def main() -> int:
@@ -189,7 +285,12 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, help="held-out text")
     parser.add_argument("--chunks", type=int, default=60, help="of the corpus")
     parser.add_argument("--answers", type=int, default=0, help="that the source writes itself")
+    parser.add_argument("--samples", type=int, default=128, help=f"of {CHUNK} tokens, to calibrate on")
     parser.add_argument("--peer", action="append", default=[], type=lambda text: text.partition("="))
+    parser.add_argument("--autoawq", type=Path, metavar="PYTHON", help="compared with awq-w4g128")
+    parser.add_argument("--gptqmodel", type=Path, metavar="PYTHON", help="compared with gptq-w4g128")
+    parser.add_argument("--llamacpp", type=Path, metavar="FOLDER", help="compared with TYPE+imatrix")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures are to be kept, too")
     parser.add_argument("--cache", type=Path, default=Path("/tmp/quantserve-quality"))
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()

@@ -1,8 +1,9 @@
 """What a build will do, decided before it writes: its key, what it is made of, the room it needs."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from quant.canonical import canonical_digest
@@ -17,8 +18,10 @@ from quant.source import Source
 from quant.store import VariantStore
 from quant.torch_plan import plan_torch
 
-# Raised when the same source and recipe give other bytes: of GGUF files, and of the torch formats.
+# Raised when the same source and recipe give other bytes: of GGUF files, of the torch formats, and of some
+# methods only.
 BUILDER_VERSION, TORCH_BUILDER_VERSION = 1, 1
+METHOD_VERSIONS: Mapping[str, int] = MappingProxyType({"gptq": 2, "awq+gptq": 2, "best": 2})
 FloatType = Literal["f32", "f16", "bf16"]
 REQUANTIZABLE = FLOAT_TYPES | {"q8_0"}
 SPARE_BYTES = 1 << 20  # manifests, file system overhead
@@ -30,7 +33,9 @@ def variant_key(source: Source, recipe: Recipe) -> str:
 
 
 def builder_version(recipe: Recipe) -> int:
-    return BUILDER_VERSION if isinstance(recipe, GgufRecipe) else TORCH_BUILDER_VERSION
+    if isinstance(recipe, GgufRecipe):
+        return BUILDER_VERSION
+    return max(TORCH_BUILDER_VERSION, METHOD_VERSIONS.get(recipe.method, 1))
 
 
 @dataclass(frozen=True, slots=True)

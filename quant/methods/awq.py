@@ -6,7 +6,7 @@ its mean weight relative to the largest of its group, r on a grid; then ranges a
 excepted. Scales and clips are kept only where the block's output error falls.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -67,8 +67,7 @@ def channel_scales(ratios: int) -> Candidates:
 
     def candidates(rehearsal: Rehearsal, group: ScaleGroup, channels: Channels) -> Iterator[Tensor]:
         activation = channels.reduce(rehearsal.seen[group.linears[0]].mean)
-        relative = torch.cat([_relative_magnitudes(rehearsal, name) for name in group.linears])
-        weight = channels.reduce(relative.mean(0))
+        weight = channels.reduce(relative_magnitudes(rehearsal, group.linears))
         for step in range(ratios):
             ratio = step / ratios
             yield balanced(activation.pow(ratio) / (weight.pow(1.0 - ratio) + 1e-4))
@@ -78,8 +77,12 @@ def channel_scales(ratios: int) -> Candidates:
     return candidates
 
 
-def _relative_magnitudes(rehearsal: Rehearsal, name: str) -> Tensor:
-    """|w| / the largest |w| of its scale's group, [out, in]."""
+def relative_magnitudes(rehearsal: Rehearsal, names: Sequence[str]) -> Tensor:
+    """Mean over the rows of |w| / the largest |w| of its scale's group, [in]."""
+    return torch.cat([_relative_magnitude(rehearsal, name) for name in names]).mean(0)
+
+
+def _relative_magnitude(rehearsal: Rehearsal, name: str) -> Tensor:
     weight = rehearsal.masters[name]
     scheme = affine_scheme(rehearsal.block, name, rehearsal.plans[name])
     blocks = grouped(weight.abs(), scheme)

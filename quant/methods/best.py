@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from quant.methods.awq import RATIOS, channel_scales
+import torch
+
+from quant.methods.awq_gptq import scale_for_gptq
 from quant.methods.base import Activations, Block, BlockResult, LayerPlan, LayerRecord
 from quant.methods.gptq import Compensated, compensate
 from quant.methods.layers import install
 from quant.methods.learning import Sample, learn_rounding
 from quant.methods.rehearsal import Rehearsal
-from quant.methods.search import search_scales
 
 TOKENS = 8192  # of the calibration text that are learned from
 BATCH_TOKENS = 1024  # a step
@@ -31,10 +32,10 @@ class BestMethod:
         """Options: those of awq and gptq; `steps` (50 to 200), `batch` (tokens a step)."""
         assert inputs is not None
         with Rehearsal(block, inputs, plans, int(options.get("tokens", TOKENS))) as rehearsal:
-            search_scales(rehearsal, channel_scales(int(options.get("ratios", RATIOS))))
+            scale_for_gptq(rehearsal, options)
         done = compensate(block, inputs, dict(rehearsal.masters), plans, options, lambda _: None, "awq+gptq")
-        sample = Sample(rehearsal.hidden, rehearsal.targets)
-        batch = max(1, int(options.get("batch", BATCH_TOKENS)) // sample.hidden[0].shape[1])
+        sample = Sample.of(torch.cat(rehearsal.hidden), torch.cat(rehearsal.targets))
+        batch = max(1, int(options.get("batch", BATCH_TOKENS)) // sample.hidden.shape[1])
         block.module.float()
         layers = learn_rounding(block, sample, done, int(options.get("steps", STEPS)), batch)
         block.module.to(rehearsal.dtype)

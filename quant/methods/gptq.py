@@ -17,7 +17,7 @@ from quant.methods.base import Activations, Block, BlockResult, LayerPlan, Layer
 from quant.methods.layers import affine_scheme, float_weight, install
 from quant.methods.observing import hessian_of, output_error
 from quant.methods.ranges import by_column, searched_parameters
-from quant.methods.solver import solve
+from quant.methods.solver import factor, solve
 from quant.numerics import affine_parameters, round_to_nearest
 from quant.scheme import Scheme
 
@@ -134,15 +134,16 @@ def gptq_matrix(
     hessian = hessian.clone()
     hessian.diagonal().masked_fill_(~seen, 1.0)
     weight = weight * seen
+    factored = factor(hessian, options.get("damping", DAMPING))
+    if factored is None:
+        return None
     if options.get("mse", 1.0):
-        scales, zeros = searched_parameters(weight, hessian.diagonal(), scheme, scale_dtype)
+        scales, zeros = searched_parameters(weight, factored.pivots, scheme, scale_dtype)
     else:
         scales, zeros = affine_parameters(weight, scheme, scale_dtype)
     grid = [by_column(values, scheme, weight.shape[1]) for values in (scales, zeros)]
-    solution = solve(weight, hessian, grid[0], grid[1], scheme, options.get("damping", DAMPING))
-    if solution is None:
-        return None
-    return Solved(AffineLinear(scheme, solution.codes, scales, zeros), solution.aimed, solution.damping)
+    solution = solve(weight, factored, grid[0], grid[1], scheme)
+    return Solved(AffineLinear(scheme, solution.codes, scales, zeros), solution.aimed, factored.damping)
 
 
 def _better(

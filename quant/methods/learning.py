@@ -23,6 +23,7 @@ SEED = 17
 OFFSET_TRAVEL = 0.05  # how far an offset gets if all its steps go one way
 FACTOR_RATE = 0.05  # of a factor's steps, in an offset's: 1 % more scale moves the largest code by 0.07
 REACH = (0.5, 1.5)  # of the factors
+AT_ONCE = 4  # samples that the error is computed of
 
 
 @dataclass(slots=True, eq=False)
@@ -69,29 +70,51 @@ class _Rounding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    hidden: list[Tensor]  # float32 [samples, tokens, hidden] each
-    targets: list[Tensor]
+    """What enters a block, what ought to leave it, and how much the error of each token counts."""
+
+    hidden: Tensor  # float32 [samples, tokens, hidden]
+    targets: Tensor
+    weights: Tensor  # [samples, tokens, 1], 1 in the mean
+
+    @classmethod
+    def of(cls, hidden: Tensor, targets: Tensor) -> "Sample":
+        """Errors count relative to the token's size: the norm that reads the output next divides by it, and
+        a few tokens that are a hundred times larger would else be all that is learned from."""
+        weights = 1.0 / targets.square().mean(-1, keepdim=True).clamp(min=1e-20)
+        return cls(hidden, targets, weights / weights.mean())
+
+    def part(self, which: Tensor) -> "Sample":
+        return Sample(self.hidden[which], self.targets[which], self.weights[which])
+
+    def split(self) -> tuple["Sample", "Sample"]:
+        """(to learn from, to judge by): every fourth sample is held out; one sample has to do for both."""
+        held = torch.arange(len(self.hidden), device=self.hidden.device) % 4 == 3
+        return (self.part(~held), self.part(held)) if bool(held.any()) else (self, self)
+
+    def error(self, block: Block) -> Tensor:
+        return ((block(self.hidden) - self.targets).square() * self.weights).mean()
 
 
 def learn_rounding(
     block: Block, sample: Sample, done: Mapping[str, Compensated], steps: int, batch: int
 ) -> dict[str, AffineLinear]:
-    """The layers with the least error of the block's output on the sample among a few moments of the descent,
-    the start among them. `batch`: samples a step. The block is float32 and holds them afterwards."""
-    hidden, targets = torch.cat(sample.hidden), torch.cat(sample.targets)
+    """The layers with the least error of the block's output on samples that are not learned from, among a few
+    moments of the descent, the start among them. `batch`: samples a step. The block is float32 and holds
+    some of the layers afterwards."""
+    taught, held = sample.split()
     roundings = {name: _Rounding.of(one) for name, one in done.items()}
     best = {name: one.layer for name, one in done.items()}
-    least = _error(block, sample, best)
-    order = _shuffled(len(hidden), steps * batch).view(steps, batch)
+    least = _error(block, held, best)
+    order = _shuffled(len(taught.hidden), steps * batch).view(steps, batch)
     for step, some in enumerate(order):
         layers = {name: rounding.layer() for name, rounding in roundings.items()}
-        if step and step % max(1, steps // 5) == 0 and (error := _error(block, sample, layers)) < least:
+        if step and step % max(1, steps // 5) == 0 and (error := _error(block, held, layers)) < least:
             best, least = layers, error
-        gradients = _gradients(block, hidden[some], targets[some], layers)
+        gradients = _gradients(block, taught.part(some), layers)
         for name, rounding in roundings.items():
             rounding.step(layers[name], gradients[name], 2.0 * OFFSET_TRAVEL * (1.0 - step / steps) / steps)
     layers = {name: rounding.layer() for name, rounding in roundings.items()}
-    return layers if _error(block, sample, layers) < least else best
+    return layers if _error(block, held, layers) < least else best
 
 
 def _shuffled(samples: int, count: int) -> Tensor:
@@ -101,18 +124,15 @@ def _shuffled(samples: int, count: int) -> Tensor:
     return torch.cat([torch.randperm(samples, generator=generator) for _ in range(rounds)])[:count]
 
 
-def _gradients(
-    block: Block, hidden: Tensor, targets: Tensor, layers: Mapping[str, AffineLinear]
-) -> dict[str, Tensor]:
-    """Of the squared error of the block's output, with respect to each linear's weights."""
+def _gradients(block: Block, sample: Sample, layers: Mapping[str, AffineLinear]) -> dict[str, Tensor]:
+    """Of the error of the block's output, with respect to each linear's weights."""
     weights = [block.linears[name].weight for name in layers]
     for weight, layer in zip(weights, layers.values(), strict=True):
         weight.data = layer.dequantize()
         weight.requires_grad_(True)
     try:
         with torch.enable_grad():
-            loss = (block(hidden) - targets).square().mean()
-            gradients = torch.autograd.grad(loss, weights)
+            gradients = torch.autograd.grad(sample.error(block), weights)
     finally:
         for weight in weights:
             weight.requires_grad_(False)
@@ -123,5 +143,6 @@ def _gradients(
 def _error(block: Block, sample: Sample, layers: Mapping[str, AffineLinear]) -> float:
     for name, layer in layers.items():
         block.linears[name].weight.data = layer.dequantize()
-    pairs = zip(sample.hidden, sample.targets, strict=True)
-    return float(torch.stack([(block(hidden) - target).square().mean() for hidden, target in pairs]).mean())
+    every = torch.arange(len(sample.hidden), device=sample.hidden.device)
+    errors = [float(sample.part(some).error(block)) * len(some) for some in torch.split(every, AT_ONCE)]
+    return sum(errors) / len(every)

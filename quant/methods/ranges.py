@@ -16,7 +16,7 @@ def searched_parameters(
     weight: Tensor, importance: Tensor, scheme: Scheme, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Scales and zero points [out, groups] with the least squared error of the weights, each column's weighed
-    by `importance` [in] (the Hessian's diagonal: the error of the output, if inputs were uncorrelated)."""
+    by `importance` [in]: for GPTQ what it cannot make up for."""
 
     def error(difference: Tensor) -> Tensor:
         return grouped(difference.square_().mul_(importance), scheme).sum(2)

@@ -21,16 +21,32 @@ LADDER = (1.0, 3.0, 10.0, 30.0, 100.0)  # multiples of the damping that are trie
 class Solution:
     codes: Tensor  # uint8 [out, in]
     aimed: Tensor  # float32 [out, in]: each column as it was when it was rounded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factored:
+    """A damped Hessian H, rows and columns in the order in which they are rounded."""
+
+    order: Tensor  # by falling diagonal (act-order)
+    upper: Tensor  # U, upper triangular, with H^-1 = U^T U
     damping: float  # share of the mean diagonal that was added
 
+    @property
+    def pivots(self) -> Tensor:
+        """float32 [in], as the columns come in the weight: what an error of 1 in that column's weight adds to
+        the squared error of the output once all columns behind it have made up for what they can."""
+        squares = self.upper.diagonal().square().reciprocal()
+        return torch.empty_like(squares).index_copy_(0, self.order, squares)
 
-def factor(hessian: Tensor, order: Tensor, damping: float) -> tuple[Tensor, float] | None:
-    """U, upper triangular, with (H + damping * mean(diag H)) ^ -1 = U^T U, rows and columns in `order`; and
-    the damping that it took. None where even the largest leaves a matrix that is not positive definite.
+
+def factor(hessian: Tensor, damping: float) -> Factored | None:
+    """`hessian` without zeros on the diagonal, damped by so much of its mean, or more if that is too little.
+    None where even the largest damping leaves a matrix that is not positive definite.
 
     With H = R R^T, R upper triangular (Cholesky from the last row up), U is R^-1: one factorization and one
     triangular inverse.
     """
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     mean, backwards = hessian.diagonal().mean(), order.flip(0)
     for rung in LADDER:
         damped = hessian[backwards][:, backwards]
@@ -41,21 +57,13 @@ def factor(hessian: Tensor, order: Tensor, damping: float) -> tuple[Tensor, floa
             root = lower.flip(0, 1)
             del lower
             eye = torch.eye(len(root), device=root.device)
-            return torch.linalg.solve_triangular(root, eye, upper=True), damping * rung
+            return Factored(order, torch.linalg.solve_triangular(root, eye, upper=True), damping * rung)
     return None
 
 
-def solve(
-    weight: Tensor, hessian: Tensor, scales: Tensor, zeros: Tensor, scheme: Scheme, damping: float
-) -> Solution | None:
-    """`weight` float32 [out, in]; `hessian` [in, in] without zeros on the diagonal; `scales`, `zeros` float32
-    [out, in], by column. Columns are rounded in the order of falling diagonal (act-order). None where the
-    Hessian cannot be factored."""
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    factored = factor(hessian, order, damping)
-    if factored is None:
-        return None
-    upper, used = factored
+def solve(weight: Tensor, factored: Factored, scales: Tensor, zeros: Tensor, scheme: Scheme) -> Solution:
+    """`weight` float32 [out, in]; `scales`, `zeros` float32 [out, in], by column."""
+    order, upper = factored.order, factored.upper
     columns = weight.T[order].contiguous()  # [in, out]: a column is contiguous
     codes = torch.empty(columns.shape, dtype=code_dtype(scheme.bits), device=weight.device)
     aimed = torch.empty_like(columns)
@@ -66,7 +74,7 @@ def solve(
         aimed[now] = columns[now]
         columns[later].addmm_(upper[now, later].T, lost, alpha=-1)
     back = torch.argsort(order)
-    return Solution(codes[back].T.contiguous(), aimed[back].T.contiguous(), used)
+    return Solution(codes[back].T.contiguous(), aimed[back].T.contiguous())
 
 
 def _round_columns(

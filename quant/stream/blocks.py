@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from quant.block import Decoder, DecoderBlock
+from quant.errors import BadSource
+from quant.files import shown
 from quant.formats.base import Format
-from quant.layer import CodebookLinear, QuantizedLinear
+from quant.layer import AffineLinear, CodebookLinear, QuantizedLinear
 from quant.methods.base import BlockResult, LayerPlan
 from quant.methods.smoothquant import round_activations
 from quant.safetensors_header import TensorInfo
@@ -48,6 +50,7 @@ class Workshop:
         Raises BadSource for a number that the file's type cannot hold."""
         tensors: dict[str, Tensor] = {}
         for name, layer in result.layers.items():
+            _require_reach(layer, infos[f"{name}.weight"])
             for part, tensor in self.format.pack(self._stored(layer)).items():
                 tensors[f"{block.name}.{name}.{part}"] = tensor.cpu()
         for name, value in block.module.state_dict().items():
@@ -99,3 +102,14 @@ class Workshop:
     def _bias_dtype(self, source: torch.dtype) -> torch.dtype:
         """Formats of float16 scales hold the biases beside them in float16 too."""
         return torch.float16 if self.format.scale_dtype(source) is torch.float16 else source
+
+
+def _require_reach(layer: QuantizedLinear, source: TensorInfo) -> None:
+    """A scale that is its type's largest number was cut off there: float16's ends at 65,504."""
+    if isinstance(layer, AffineLinear):
+        dtype = layer.scales.dtype
+        if bool((layer.scales >= torch.finfo(dtype).max).any()):
+            kind = str(dtype).removeprefix("torch.")
+            raise BadSource(
+                f"{source.file.name}: tensor {shown(source.name)} has weights too large for {kind} scales"
+            )

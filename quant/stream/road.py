@@ -23,7 +23,7 @@ from quant.checkpoint import CONFIG
 from quant.errors import BadRecipe, BadSource
 from quant.formats.registry import load as load_format
 from quant.journal import Journal
-from quant.plan import TORCH_BUILDER_VERSION
+from quant.plan import builder_version
 from quant.progress import Detail, Progress
 from quant.safetensors_header import TensorInfo, read_header
 from quant.store import Variant
@@ -108,7 +108,7 @@ class TorchRoad(Road):
             "source": self.source.digest,
             "recipe": self.recipe.digest,
             "calibration text": "" if tokens is None else canonical_digest(tokens.tolist()),
-            "builder": str(TORCH_BUILDER_VERSION),
+            "builder": str(builder_version(self.recipe)),
             "device": on.type,
             "threads": str(torch.get_num_threads()),
             **versions(*PACKAGES),

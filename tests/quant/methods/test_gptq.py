@@ -54,8 +54,9 @@ def test_codes_are_those_of_the_paper(symmetric: bool, columns: int) -> None:
     scheme = replace(W4, symmetric=symmetric)
     weight, (_, hessian) = weight_of(24, columns), correlated(columns)
     scales, zeros = (by_column(v, scheme, columns) for v in affine_parameters(weight, scheme, torch.float16))
-    ours = solve(weight, hessian, scales, zeros, scheme, 0.01)
-    assert ours is not None
+    factored = factor(hessian, 0.01)
+    assert factored is not None
+    ours = solve(weight, factored, scales, zeros, scheme)
     theirs = by_the_paper(weight, hessian, scales, zeros, 0.01)
     assert (ours.codes == theirs).double().mean() > 0.999  # float32 may turn a near tie
     again = (ours.aimed / scales + zeros).round().clamp(0, 15)
@@ -102,20 +103,32 @@ def test_inputs_that_were_never_seen_get_the_weight_nought_and_cost_nothing() ->
 
 
 def test_the_damping_climbs_until_the_matrix_can_be_factored() -> None:
-    order = torch.arange(8)
-    hessian = torch.eye(8)
+    hessian = torch.diag(torch.linspace(1.0, 0.99, 8))
     hessian[0, 1] = hessian[1, 0] = 1.05  # an eigenvalue of -0.05: rounding errors can do that
-    upper, used = factor(hessian, order, 0.01) or (torch.empty(0), 0.0)
-    assert used == pytest.approx(0.1)  # .01 and .03 are too little
-    torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(hessian + used * torch.eye(8)))
-    assert factor(hessian - 3.0 * torch.eye(8), order, 0.01) is None
-    assert factor(torch.full((8, 8), torch.nan), order, 0.01) is None
+    found = factor(hessian, 0.01)
+    assert found is not None
+    assert found.damping == pytest.approx(0.1)  # .01 and .03 are too little
+    damped = hessian + found.damping * hessian.diagonal().mean() * torch.eye(8)
+    torch.testing.assert_close(found.upper.T @ found.upper, torch.linalg.inv(damped))
+    assert factor(hessian - 3.0 * torch.eye(8), 0.01) is None
+    assert factor(torch.full((8, 8), torch.nan), 0.01) is None
     assert list(LADDER) == sorted(LADDER)
+
+
+def test_a_pivot_is_what_the_columns_behind_cannot_make_up_for() -> None:
+    _, hessian = correlated(12)
+    found = factor(hessian, 1e-5)
+    assert found is not None
+    place = 4  # of the fifth column that is rounded, all others behind it are free
+    column, behind = found.order[place], found.order[place + 1 :]
+    explained = torch.linalg.solve(hessian[behind][:, behind], hessian[behind][:, column])
+    left = hessian[column, column] - hessian[column, behind] @ explained
+    assert float(found.pivots[column]) == pytest.approx(float(left), rel=1e-2)
 
 
 def test_a_layer_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("LlamaForCausalLM")
-    monkeypatch.setattr(gptq, "solve", lambda *_: None)
+    monkeypatch.setattr(gptq, "factor", lambda *_: None)
     result = run("gptq", block_of(model), inputs_of(model), W4)
     for record in result.records:
         assert (record.method, record.damping) == ("rtn", None)

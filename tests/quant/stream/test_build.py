@@ -220,6 +220,19 @@ def test_nan_weights_stop_the_build_with_file_and_tensor(model: Path, tmp_path: 
     assert left(tmp_path / "cache") == []
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_weights_beyond_float16_scales_are_refused_by_name(model: Path, tmp_path: Path, method: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    tensors[f"{V}.weight"][3, 5] = 1e6
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadSource, match=f"model.safetensors: tensor '{V}.weight' has weights too large for"):
+        build(model, {"method": method, "format": "gptq"}, tmp_path / "cache")
+    assert left(tmp_path / "cache") == []
+    assert build(model, RTN, tmp_path / "cache").variant  # whose scales are of the source's type
+
+
 def test_an_output_that_overflows_stops_the_build_with_the_module(model: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -287,8 +300,8 @@ def test_hidden_states_in_memory_are_those_on_disk(
     ("change", "why"),
     [
         (
-            lambda patch: patch.setattr("quant.stream.road.TORCH_BUILDER_VERSION", 99),
-            "builder was 1, and is 99",
+            lambda patch: patch.setattr("quant.stream.road.builder_version", lambda _recipe: 99),
+            "builder was 2, and is 99",
         ),
         (lambda patch: patch.setattr("quant.stream.road.versions", lambda *_: {"torch": "9"}), "torch was"),
     ],
