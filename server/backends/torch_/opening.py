@@ -75,7 +75,7 @@ def _spare_threads(model: Any, weight_bytes: int) -> None:
     allowed = torch.get_num_threads()
 
     def before(_module: Any, _: Any, given: dict[str, Any]) -> None:
-        torch.set_num_threads(useful_threads(allowed, weight_bytes, given["input_ids"].shape[1]))
+        torch.set_num_threads(useful_threads(allowed, weight_bytes * given["input_ids"].shape[1]))
 
     model.base_model.register_forward_pre_hook(before, with_kwargs=True)
 
