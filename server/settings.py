@@ -47,6 +47,9 @@ class Settings:
     key_rate: int | None = None  # requests of one key in a minute
     allow_no_key: bool = False  # bind beyond loopback without API keys (containers, trusted networks)
     log_level: LogLevel = "info"
+    log_format: Literal["text", "json"] = "text"
+    tls_certificate: Path | None = None  # PEM files; both or none
+    tls_key: Path | None = None
     build_wait_s: float = 600.0  # how long a plain request waits for a build or a load
     ping_s: float = 15.0  # between two comments that keep a stream alive
     body_limit: int = 4 * 1024**2  # bytes of one request body
@@ -145,6 +148,12 @@ def _flag(text: str) -> bool:
     return text.lower() in ("1", "true", "yes")
 
 
+def _format(text: str) -> str:
+    if text.lower() not in ("text", "json"):
+        raise ValueError(f"{text!r} is not text or json")
+    return text.lower()
+
+
 READERS: Mapping[str, Reader] = {
     "cache": _folder,
     "models": _file,
@@ -159,6 +168,9 @@ READERS: Mapping[str, Reader] = {
     "key_rate": _whole(1, 1_000_000),
     "allow_no_key": _flag,
     "log_level": _level,
+    "log_format": _format,
+    "tls_certificate": _file,
+    "tls_key": _file,
     "build_wait_s": _seconds,
     "ping_s": _seconds,
     "body_limit": _bytes,
@@ -196,6 +208,8 @@ def read_settings(
         except (ValueError, OSError) as error:
             label = variable if flag is None else flag_of(name)
             problems.append(f"{label}: {error}")
+    if (values.get("tls_certificate") is None) != (values.get("tls_key") is None):
+        problems.append(f"{VARIABLES['tls_certificate']} and {VARIABLES['tls_key']}: give both or none")
     if problems:
         raise SettingsError(problems)
     if "models" not in values and (here := Path("models.yaml").absolute()).is_file():

@@ -1,13 +1,13 @@
 """All routes in one application."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from starlette.types import Receive, Scope, Send
 
 from quant.store import VariantStore
-from server.api import admin, chat, completions, embeddings, health, metrics, models, tokens
+from server.api import admin, chat, completions, embeddings, health, metrics, models, status, tokens
 from server.api import jobs as job_routes
 from server.api.auth import Keys, authenticate, caller_of
 from server.api.deps import Services
@@ -35,22 +35,29 @@ ROUTERS = (
     tokens.router,
     admin.router,
     job_routes.router,
+    status.router,
     health.router,
     metrics.router,
     openapi.router,
 )
 
 
-def create_app(settings: Settings, catalog: Catalog, pool: Pool, jobs: Jobs, store: VariantStore) -> FastAPI:
+def create_app(
+    settings: Settings,
+    pool: Pool,
+    jobs: Jobs,
+    store: VariantStore,
+    read_catalog: Callable[[], Catalog] | None = None,
+) -> FastAPI:
     """Starts and closes pool and jobs with its own life. Raises ValueError for a keys file without keys."""
     services = Services(
         settings=settings,
-        catalog=catalog,
         pool=pool,
         jobs=jobs,
         store=store,
         keys=Keys.read(settings),
-        metrics=Metrics(pool),
+        metrics=Metrics(pool, jobs),
+        read_catalog=read_catalog,
     )
     app = FastAPI(
         title="quantserve",
@@ -72,6 +79,7 @@ def create_app(settings: Settings, catalog: Catalog, pool: Pool, jobs: Jobs, sto
         hosts=Hosts.of(settings),
         body_limit=settings.body_limit,
         body_wait_s=settings.body_wait_s,
+        ended=services.metrics.ended,
     )
     return app
 

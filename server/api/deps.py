@@ -1,6 +1,7 @@
 """What every route works with."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -11,7 +12,9 @@ from server.api.auth import Keys
 from server.api.edge import trace_of
 from server.api.meters import Metrics
 from server.api.responses.store import ResponseStore
-from server.catalog import Catalog
+from server.catalog import Catalog, CatalogError
+from server.errors import Conflict
+from server.pool.background import in_thread
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
 from server.pool.states import Served
@@ -21,14 +24,27 @@ from server.settings import Settings
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     settings: Settings
-    catalog: Catalog
     pool: Pool
     jobs: Jobs
     store: VariantStore
     keys: Keys
     metrics: Metrics
     responses: ResponseStore = field(default_factory=ResponseStore)
+    read_catalog: Callable[[], Catalog] | None = None  # models.yaml again; None: nothing to read
     started: int = field(default_factory=lambda: int(time.time()))  # Unix time, for `created`
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.pool.catalog
+
+    async def reload(self) -> None:
+        """Serve what models.yaml says now. Raises Conflict, with every mistake, and then changes nothing."""
+        if self.read_catalog is None:
+            raise Conflict("the models of this run come from no file")
+        try:
+            self.pool.replace(await in_thread(self.read_catalog))
+        except CatalogError as error:
+            raise Conflict(f"models.yaml is not taken: {'; '.join(error.problems)[:1500]}") from error
 
 
 def services_of(request: Request) -> Services:

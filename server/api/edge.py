@@ -1,12 +1,16 @@
 """The outermost layer, as plain ASGI: request ids, size limits, and a last net for unexpected exceptions."""
 
 import asyncio
+import logging
 import re
 import secrets
+import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.envelope import refused_with
 from server.api.errors import response_of, unexpected
 from server.api.hosts import Hosts
 from server.errors import (
@@ -17,10 +21,19 @@ from server.errors import (
     ServerError,
     WrongHost,
 )
+from server.logs import request_id
 
 HEADER_LIMIT = 64 * 1024  # bytes of all headers together
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 TRACE = "quantserve.trace"
+
+log = logging.getLogger(__name__)
+
+Ended = Callable[[str, int, str | None], None]  # route, status, code of the error
+
+
+def ignore(route: str, status: int, code: str | None) -> None:
+    """For applications that count nothing."""
 
 
 class Trace:
@@ -38,11 +51,14 @@ def trace_of(scope: Scope) -> Trace:
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, hosts: Hosts, body_limit: int, body_wait_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, hosts: Hosts, body_limit: int, body_wait_s: float, ended: Ended = ignore
+    ) -> None:
         self.app = app
         self.hosts = hosts
         self.body_limit = body_limit
         self.body_wait_s = body_wait_s
+        self.ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,6 +68,15 @@ class Edge:
         given = headers.get("x-request-id", "")
         trace = scope[TRACE] = Trace(given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}")
         outgoing = _Outgoing(send, trace)
+        request_id.set(trace.id)
+        refused_with.set(None)
+        started = time.monotonic()
+        try:
+            await self._answer(scope, receive, outgoing, headers)
+        finally:
+            self._tell(scope, outgoing.status, time.monotonic() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, outgoing: "_Outgoing", headers: Headers) -> None:
         try:
             _check_size(headers, self.body_limit)
             if not self.hosts.allow(headers.getlist("host")):
@@ -64,6 +89,13 @@ class Edge:
             if outgoing.started:
                 raise RuntimeError("an answer broke off") from None
             await response_of(told, scope["path"])(scope, receive, outgoing)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        """Names the route as it is written in the code: what a client put into a path is logged nowhere."""
+        route = getattr(scope.get("route"), "path", "unknown")
+        self.ended(route, status, refused_with.get())
+        facts = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
+        log.debug("%(method)s %(route)s %(status)d in %(seconds).3f s", facts, extra={"facts": facts})
 
 
 class _Incoming:
@@ -99,10 +131,12 @@ class _Outgoing:
         self.send = send
         self.trace = trace
         self.started = False
+        self.status = 0  # of the answer; 0: none was sent
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self.status = message["status"]
             extra = [(name.encode(), value.encode("latin-1")) for name, value in self.trace.headers.items()]
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         await self.send(message)

@@ -1,11 +1,15 @@
 """How an error is written: in OpenAI's shape, or on Anthropic's routes in theirs."""
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 
 import msgspec
 from msgspec import Struct
 
 from server.errors import ServerError
+
+# Of the request that this task answers: for those who count.
+refused_with: ContextVar[str | None] = ContextVar("refused_with", default=None)
 
 MESSAGES = "/v1/messages"
 KINDS: Mapping[int, str] = {
@@ -47,6 +51,7 @@ def is_messages(path: str) -> bool:
 
 def body_of(error: ServerError, path: str = "") -> bytes:
     """As the route at `path` writes errors."""
+    refused_with.set(error.code)
     if is_messages(path):
         return msgspec.json.encode(messages_error(error))
     detail = Detail(message=str(error), type=error.kind, param=error.param, code=error.code)

@@ -1,6 +1,7 @@
 """What is counted and timed: vLLM's names behind our prefix, so that dashboards made for it work."""
 
 import time
+from collections import Counter as CountBy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from server.api.choice import Finish
+from server.pool.jobs import Jobs
 from server.pool.pool import Pool
 from server.pool.states import Served
 from server.types import Status
@@ -60,7 +62,7 @@ WHOLE_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 
 class Metrics:
     """Counts what passes through this process; what engines say of themselves is read when asked for."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, jobs: Jobs) -> None:
         self.registry = CollectorRegistry()
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests")
         self.generation_tokens = self._counter("generation_tokens", "Tokens sampled")
@@ -73,8 +75,21 @@ class Metrics:
         self.first_token = self._histogram("time_to_first_token_seconds", FIRST_TOKEN_S)
         self.between_tokens = self._histogram("inter_token_latency_seconds", BETWEEN_TOKENS_S)
         self.whole = self._histogram("e2e_request_latency_seconds", WHOLE_S)
+        self.queued = self._histogram("request_queue_time_seconds", WHOLE_S)
+        self.rejections = Counter(
+            "quantserve:request_rejections",
+            "Requests that were refused or failed, by the error's code",
+            ("code",),
+            registry=self.registry,
+        )
         self.registry.register(EngineCollector(pool))
+        self.registry.register(PoolCollector(pool, jobs))
         ProcessCollector(registry=self.registry)
+
+    def ended(self, route: str, status: int, code: str | None) -> None:
+        """A request was answered; `code` where it was by an error."""
+        if code is not None:
+            self.rejections.labels(code).inc()
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"quantserve:{name}", text, LABELS, registry=self.registry)
@@ -95,6 +110,7 @@ class Meter:
     def begin(self, served: Served, prompt_tokens: int) -> None:
         self._labels = _labels(served)
         self._metrics.prompt_tokens.labels(*self._labels).inc(prompt_tokens)
+        self._metrics.queued.labels(*self._labels).observe(time.perf_counter() - self._arrived)
 
     @contextmanager
     def sequence(self) -> Iterator["Timer"]:
@@ -176,3 +192,44 @@ class EngineCollector(Collector):
 
 def _labels(served: Served) -> tuple[str, str, str]:
     return served.model, served.recipe, served.backend
+
+
+class PoolCollector(Collector):
+    """Loads, evictions, restarts, memory and jobs."""
+
+    def __init__(self, pool: Pool, jobs: Jobs) -> None:
+        self._pool = pool
+        self._jobs = jobs
+
+    def collect(self) -> Iterable[Metric]:
+        yield self._by_variant("engine_loads", "Engines that became ready", self._pool.loads)
+        yield self._by_variant("engine_evictions", "Engines unloaded for others", self._pool.memory.evictions)
+        restarts = {engine.served.id: engine.restarts for engine in self._pool.engines()}
+        yield self._by_variant("engine_restarts", "Engines that died and were started again", restarts)
+        budget = GaugeMetricFamily(
+            "quantserve:memory_budget_bytes", "What engines may hold", labels=["device"]
+        )
+        held = GaugeMetricFamily("quantserve:memory_held_bytes", "Reserved or used", labels=["device"])
+        for device, amount in self._pool.memory.budgets.items():
+            budget.add_metric([device], amount)
+        for device, amount in self._pool.memory.held.items():
+            held.add_metric([device], amount)
+        yield budget
+        yield held
+        yield GaugeMetricFamily(
+            "quantserve:loads_waiting", "Loads that wait for memory", value=self._pool.memory.waiting
+        )
+        yield self._job_states()
+
+    def _by_variant(self, name: str, text: str, counts: Mapping[str, int]) -> Metric:
+        family = CounterMetricFamily(f"quantserve:{name}", text, labels=("model", "variant"))
+        for id, count in counts.items():
+            model, _, variant = id.partition(":")
+            family.add_metric([model, variant], count)
+        return family
+
+    def _job_states(self) -> Metric:
+        family = GaugeMetricFamily("quantserve:jobs", "Remembered jobs", labels=("kind", "state"))
+        for (kind, state), count in CountBy((job.kind, job.state) for job in self._jobs.list()).items():
+            family.add_metric([kind, state], count)
+        return family

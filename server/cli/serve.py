@@ -87,15 +87,19 @@ def serve(  # noqa: PLR0913, PLR0917  one an option
     if refusal := refuse_open_bind(settings):
         stop(refusal, code=2)
     overrides = Overrides(variant=_recipe_name(variant), context=ctx, parallel=parallel, threads=threads)
+
+    def read_catalog() -> "Catalog":
+        return chosen_models(settings, sources or [], models is not None, overrides)
+
     try:
-        catalog = chosen_models(settings, sources or [], models is not None, overrides)
+        catalog = read_catalog()
     except CatalogError as error:
         stop(*error.problems, code=2)
     if reason := cannot_bind(settings.host, settings.port) or cannot_cache(settings.cache):
         stop(reason)
     from server.app import run
 
-    run(settings, catalog, follow=Loading(settings).follow)
+    run(settings, catalog, follow=Loading(settings).follow, read_catalog=read_catalog)
 
 
 def _recipe_name(variant: str | None) -> str | None:

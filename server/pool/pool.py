@@ -45,6 +45,7 @@ class Pool:
         self._hosts: dict[str, VariantHost] = {}  # by variant id
         self._built: dict[str, frozenset[str]] = {}  # ids of built variants, by model id
         self._bytes: dict[str, int] = {}  # of built variants, by their id
+        self._retired: set[VariantHost] = set()  # of models that are served no more, or otherwise
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         jobs.listeners.append(self._job_finished)
@@ -58,6 +59,29 @@ class Pool:
             if model.preload:
                 self._spawn(self._preload(model))
 
+    def replace(self, catalog: Catalog) -> None:
+        """Serve these models from now on. Engines of models that changed or are gone end with their last user."""
+        before = {model.id: model for model in self.catalog.models}
+        self.catalog = catalog
+        kept = {model.id for model in catalog.models if before.get(model.id) == model}
+        for id, host in list(self._hosts.items()):
+            if host.model.id not in kept:
+                del self._hosts[id]
+                self._spawn(self._retire(host))
+        self._spawn(self._find_built())
+        for model in catalog.models:
+            if model.preload and model.id not in kept:
+                self._spawn(self._preload(model))
+
+    async def _retire(self, host: VariantHost) -> None:
+        self._retired.add(host)
+        try:
+            while host.users:
+                await asyncio.sleep(DRAIN_POLL_S)
+        finally:
+            await host.close()
+            self._retired.discard(host)
+
     def drain(self) -> None:
         """From now on `acquire` raises ShuttingDown; what runs goes on."""
         self._draining = True
@@ -67,7 +91,7 @@ class Pool:
         self.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while any(host.loaded and host.users for host in self._hosts.values()):
+                while any(host.loaded and host.users for host in (*self._hosts.values(), *self._retired)):
                     await asyncio.sleep(DRAIN_POLL_S)
         for task in self._tasks:
             task.cancel()
@@ -138,6 +162,11 @@ class Pool:
         if name and not is_listed(model, name) and id not in built:
             raise self._no_such_variant(model)
         return self._state(model, id, built)
+
+    @property
+    def loads(self) -> dict[str, int]:
+        """How often each variant was loaded."""
+        return {host.id: host.loads for host in self._hosts.values()}
 
     def engines(self) -> list[EngineState]:
         """One for each loaded engine, of any variant."""

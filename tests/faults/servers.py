@@ -31,6 +31,15 @@ def amount(short: int, full: int) -> int:
     return full if os.environ.get("QUANTSERVE_FAULTS") == "full" else short
 
 
+def told(figures: str) -> None:
+    """For docs/reliability.md: shown with pytest -s, and kept where QUANTSERVE_FAULTS_REPORT names a file."""
+    line = f"{time.strftime('%Y-%m-%d')} {figures}\n"
+    sys.stdout.write(line)
+    if path := os.environ.get("QUANTSERVE_FAULTS_REPORT"):
+        with Path(path).open("a") as stream:
+            stream.write(line)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -7,7 +7,6 @@ of a busy engine is cut, and how long requests wait is told.
 import contextlib
 import random
 import shutil
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ import httpx
 import pytest
 
 from server.process.devices import family, held_bytes
-from tests.faults.servers import Server, amount, in_threads, percentile, serving, until
+from tests.faults.servers import Server, amount, in_threads, percentile, serving, told, until
 from tests.quant.checkpoints import write_checkpoint
 
 BUDGET = 300_000_000
@@ -97,7 +96,7 @@ def test_eight_clients_on_a_budget(tmp_path: Path) -> None:
         f"p95 {percentile(waits, 0.95):.2f} s, most {max(waits):.2f} s, most memory {most / 1e6:.0f} MB, "
         f"{log.count('is unloaded to make room')} evictions"
     )
-    sys.stdout.write(report + "\n")
+    told(report)
     assert clients.wrong == []
     assert len(waits) > 8
     assert 0 < most <= BUDGET, report

@@ -13,6 +13,7 @@ from server.api.schema.answers import ChatCompletion, Completion
 from server.api.schema.embeddings import EmbeddingList
 from server.api.schema.message_answers import AssistantTurn, TokenCount
 from server.api.schema.response_answers import Deleted, ModelResponse
+from server.api.status import Reloaded, StatusReport
 from server.api.tokens import AppliedTemplate, Detokenized, Tokenized
 from server.pool.records import Job
 
@@ -127,6 +128,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
         ),
         ("DELETE", "/quantize/{job}"): Operation(
             summary="Stop a job, or forget a finished one", answer=Job, errors=(403, 409, 507)
+        ),
+        ("GET", "/admin/status"): Operation(
+            summary="Models, engines, memory and jobs", answer=StatusReport, errors=(403,)
+        ),
+        ("POST", "/admin/reload"): Operation(
+            summary="Read models.yaml again", answer=Reloaded, errors=(403, 409)
         ),
         ("POST", "/admin/pull"): Operation(
             summary="Fetch a model's source from the hub",

@@ -31,7 +31,7 @@ async def application(folder: Path, *models: Model, **settings: Any) -> AsyncIte
     jobs = Jobs(every, store)
     catalog = Catalog(models)
     before = children()
-    app = create_app(every, catalog, Pool(every, catalog, store, jobs), jobs, store)
+    app = create_app(every, Pool(every, catalog, store, jobs), jobs, store)
     async with app.router.lifespan_context(app):
         yield app
     assert children() == before

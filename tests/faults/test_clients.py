@@ -1,0 +1,114 @@
+"""Clients that leave, dawdle or never read: nothing is left of them, and others are answered as before."""
+
+import contextlib
+import json
+import random
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.servers import (
+    COMPLETIONS,
+    ENDLESS,
+    SHORT,
+    Server,
+    amount,
+    percentile,
+    request,
+    serving,
+    told,
+    toy_models,
+    until,
+)
+
+
+def leave(server: Server, how: int) -> None:
+    """Before the body, in it, before the first token, in the middle of a stream, before a whole answer."""
+    stream = json.dumps({**ENDLESS, "stream": True}).encode()
+    whole = json.dumps({**ENDLESS, "stream": False}).encode()
+    data = (
+        request(COMPLETIONS, stream, cut=len(stream)),
+        request(COMPLETIONS, stream, cut=10),
+        request(COMPLETIONS, stream),
+        request(COMPLETIONS, stream),
+        request(COMPLETIONS, whole),
+    )[how]
+    with server.send(data) as connection:
+        if how == 3:
+            assert connection.recv(64).startswith(b"HTTP/1.1 200")
+
+
+def test_disconnects_leave_nothing(tmp_path: Path) -> None:
+    """R6: a thousand of them."""
+    count = amount(short=100, full=1000)
+    with serving(tmp_path, toy_models(tmp_path, parallel=16)) as server:
+        for how in range(5):  # warm
+            for _ in range(8):
+                leave(server, how)
+        until(server.is_idle, 5)
+        memory, files = server.memory(), server.files()
+        for number in range(count):
+            leave(server, number % 5)
+        until(server.is_idle, 5)
+        until(lambda: server.files() <= files + 2, 5)
+        grown = server.memory() - memory
+        told(f"R6: {count} disconnects, memory {grown / 2**20:+.1f} MiB, files {server.files() - files:+d}")
+        assert grown <= 16 << 20
+        for _ in range(amount(short=40, full=200)):
+            with server.send(request(COMPLETIONS, json.dumps({**ENDLESS, "max_tokens": 10_000}).encode())):
+                pass
+        started = time.monotonic()
+        assert server.post(COMPLETIONS, SHORT).status_code == 200
+        assert time.monotonic() - started < 5
+        assert "ERROR" not in server.log.read_text()
+
+
+def latencies(server: Server, count: int) -> list[float]:
+    found = []
+    for _ in range(count):
+        started = time.monotonic()
+        assert server.post(COMPLETIONS, SHORT).status_code == 200
+        found.append(time.monotonic() - started)
+    return found
+
+
+@pytest.mark.slow
+def test_slow_peers_do_not_slow_others(tmp_path: Path) -> None:
+    """R7: half-open heads, slow bodies and streams that nobody reads, beside live traffic."""
+    heads, bodies, streams = amount(100, 1000), amount(50, 500), amount(8, 64)
+    with (
+        serving(tmp_path, toy_models(tmp_path, parallel=80, kv_tokens=4_000_000)) as server,
+        contextlib.ExitStack() as held,
+    ):
+        idle = percentile(latencies(server, 200), 0.99)
+
+        def keep(data: bytes) -> socket.socket:
+            return held.enter_context(server.send(data))
+
+        stream = json.dumps({**ENDLESS, "max_tokens": 60_000, "stream": True}).encode()
+        half = [keep(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-") for _ in range(heads)]
+        for _ in range(bodies):
+            keep(request(COMPLETIONS, stream, cut=20))
+        for _ in range(streams):
+            keep(request(COMPLETIONS, stream)).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        opened = time.monotonic()
+        busy = percentile(latencies(server, 200), 0.99)
+        told(f"R7: p99 {1000 * idle:.0f} ms idle, {1000 * busy:.0f} ms beside slow peers")
+        assert busy <= max(2 * idle, 0.5)
+        if amount(0, 1):
+            until(lambda: closed(random.Random(7).choice(half)), 45, pause_s=0.5)
+            assert time.monotonic() - opened < 45
+
+
+def closed(connection: socket.socket) -> bool:
+    connection.settimeout(0.01)
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+    return True

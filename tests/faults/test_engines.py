@@ -1,0 +1,133 @@
+"""Engines that are killed or crash: their streams end soon, others never notice, the next request is answered."""
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.faults.servers import (
+    COMPLETIONS,
+    ENDLESS,
+    SHORT,
+    Server,
+    amount,
+    in_threads,
+    is_zombie,
+    serving,
+    told,
+    toy_models,
+    until,
+)
+
+STREAMS = 64
+
+
+class Streams:
+    """Endless ones that have begun; `ends` holds what each got and when it ended."""
+
+    def __init__(self, server: Server, count: int, model: str = "toy") -> None:
+        self.ends: list[tuple[str, float]] = []
+        self.begun = threading.Semaphore(0)
+        self.server, self.model = server, model
+        self.threads = in_threads(self._read, count)
+
+    def _read(self, _: int) -> None:
+        body = {**ENDLESS, "model": self.model, "stream": True}
+        text = ""
+        try:
+            with httpx.stream("POST", f"{self.server.url}{COMPLETIONS}", json=body, timeout=60) as got:
+                for part in got.iter_text():
+                    if not text:
+                        self.begun.release()
+                    text = (text + part)[-2000:]
+        except httpx.TransportError as error:
+            text += type(error).__name__
+        self.ends.append((text, time.monotonic()))
+
+    def wait_for(self, count: int) -> None:
+        for _ in range(count):
+            assert self.begun.acquire(timeout=60)
+
+
+def engines(server: Server, model: str) -> list[int]:
+    status = server.http.get("/admin/status").json()
+    return [engine["pid"] for engine in status["engines"] if engine["model"] == model]
+
+
+@pytest.mark.slow
+def test_an_engine_killed_with_64_streams_open(tmp_path: Path) -> None:
+    """R4."""
+    text = toy_models(tmp_path, parallel=STREAMS, kv_tokens=5_000_000)
+    with serving(tmp_path, text) as server:
+        worst_end = worst_ready = 0.0
+        for _ in range(amount(short=1, full=20)):
+            streams = Streams(server, STREAMS)
+            streams.wait_for(STREAMS)
+            [engine] = server.children()
+            os.kill(engine, signal.SIGKILL)
+            killed = time.monotonic()
+            for thread in streams.threads:
+                thread.join(20)
+            assert len(streams.ends) == STREAMS
+            for got, moment in streams.ends:
+                assert '"code":"engine_died"' in got
+                assert got.endswith("data: [DONE]\n\n")
+                worst_end = max(worst_end, moment - killed)
+            assert server.post(COMPLETIONS, SHORT).status_code == 200
+            worst_ready = max(worst_ready, time.monotonic() - killed)
+            assert not any(is_zombie(pid) for pid in server.children())
+            time.sleep(amount(short=0, full=21))  # three deaths within a minute are quarantine
+        assert worst_end < 2, worst_end
+        assert worst_ready < 10, worst_ready
+        told(f"R4: streams ended {worst_end:.2f} s after the kill, ready {worst_ready:.2f} s after it")
+
+
+def test_three_crashes_are_quarantine_and_other_models_never_notice(tmp_path: Path) -> None:
+    """R5: SIGSEGV, as a native library's mistake gives it."""
+    text = toy_models(tmp_path, "toy", "other", parallel=4)
+    with serving(tmp_path, text) as server:
+        calm = Streams(server, 2, model="other")
+        calm.wait_for(2)
+        first = server.post(COMPLETIONS, SHORT)
+        assert first.status_code == 200
+        for _ in range(3):
+            crashing = Streams(server, 2)
+            crashing.wait_for(2)
+            [engine] = engines(server, "toy")
+            os.kill(engine, signal.SIGSEGV)
+            for thread in crashing.threads:
+                thread.join(20)
+            until(lambda: server.post(COMPLETIONS, SHORT).status_code in (200, 503), 20)
+        refused = server.post(COMPLETIONS, SHORT)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "model_unavailable"
+        assert "SIGSEGV" in refused.json()["error"]["message"]
+        assert 0 < int(refused.headers["retry-after"]) <= 600
+        assert server.post(COMPLETIONS, {**SHORT, "model": "other"}).status_code == 200
+        assert calm.ends == []
+
+
+def test_three_models_take_turns_in_room_for_two(tmp_path: Path) -> None:
+    """R24: loaded, unloaded and evicted, with no leak, never beyond the budget, no answer cut."""
+    text = toy_models(tmp_path, "a", "b", "c", parallel=2, preload="false")
+    with serving(tmp_path, text, QUANTSERVE_MEMORY_BUDGET="50MiB") as server:
+        rng, last = random.Random(24), ""
+        rounds = amount(short=6, full=500)
+        memory = files = 0
+        for number in range(rounds):
+            name = rng.choice([one for one in "abc" if one != last])
+            last = name
+            answer = server.post(COMPLETIONS, {**SHORT, "model": name})
+            assert answer.status_code == 200, answer.text
+            status = server.http.get("/admin/status").json()
+            assert status["memory"]["ram"]["held"] <= status["memory"]["ram"]["budget"]
+            if number == rounds // 2:
+                memory, files = server.memory(), server.files()
+        assert server.memory() - memory < 16 << 20
+        assert abs(server.files() - files) <= 6
+        assert server.metric("engine_evictions_total") >= rounds // 5
