@@ -25,7 +25,7 @@ SLOWEST_S = 15.0
 MOST_GROWTH = 256 * 2**20
 REACHED = 0.4
 STREAMS = 4
-SHAPE = {"message", "type", "param", "code"}
+SHAPES = ({"message", "type", "param", "code"}, {"message", "type"})  # OpenAI's and Anthropic's
 
 
 @dataclass
@@ -55,12 +55,7 @@ class Report:
             return f"a stream broke off {response.text[-200:]}"
         if "Traceback" in response.text or "site-packages" in response.text:
             return "a traceback"
-        if response.status_code >= 400 and set(response.json()["error"]) != {
-            "message",
-            "type",
-            "param",
-            "code",
-        }:
+        if response.status_code >= 400 and set(response.json()["error"]) not in SHAPES:
             return "another shape"
         return f"{seconds:.1f} s" if seconds > SLOWEST_S else None
 

@@ -10,6 +10,7 @@ from typing import Any
 Json = dict[str, Any]
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 SHORT = 6  # tokens of an answer
 ANSWER = {"role": "assistant", "content": "b"}
 USER = [{"role": "user", "content": "Once upon a time"}]
@@ -58,6 +59,13 @@ VALID: tuple[tuple[str, Json], ...] = (
     (COMPLETIONS, {"prompt": "Once upon a time", "echo": True, "logprobs": 1, "max_tokens": 0}),
     (COMPLETIONS, {"prompt": "Once", "best_of": 3, "temperature": 1.0}),
     (COMPLETIONS, {"prompt": "Once", "stream": True, "repetition_penalty": 1.3}),
+    (COMPLETIONS, {"prompt": "Once upon a time", "prompt_logprobs": 2, "max_tokens": 1}),
+    (RESPONSES, {"input": "Once upon", "max_output_tokens": 16}),
+    (RESPONSES, {"input": USER, "instructions": "be", "max_output_tokens": 16, "stream": True}),
+    (MESSAGES, {"messages": USER, "system": "s"}),
+    (MESSAGES, {"messages": USER, "stream": True, "stop_sequences": ["q"], "temperature": 0.5}),
+    (COUNT, {"messages": USER}),
+    ("/apply-template", {"messages": USER}),
     (EMBEDDINGS, {"input": ["a", "b", "c"], "encoding_format": "base64"}),
     (EMBEDDINGS, {"input": "hi"}),
     ("/tokenize", {"content": "Once upon a time"}),
@@ -265,7 +273,7 @@ def mutant(model: str, rng: random.Random) -> Mutant:
     """One to three operators on a valid request, one of bytes at most and last."""
     path, fields = rng.choice(VALID)
     made = Mutant(path, copy.deepcopy({"model": model, "max_tokens": SHORT, **fields}))
-    if path in (EMBEDDINGS, "/tokenize", "/detokenize"):
+    if path not in (CHAT, COMPLETIONS, MESSAGES):
         del made.body["max_tokens"]
     kind = GENTLE if rng.random() < GENTLE_SHARE else ROUGH
     chosen = rng.sample(kind, rng.randrange(1, 4))

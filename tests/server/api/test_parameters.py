@@ -1,0 +1,62 @@
+"""Every generation parameter has an effect on both doors, or is refused: none is dropped in silence."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.api.support import CHAT, COMPLETIONS, application, chat, client, completion
+from tests.server.pool.support import toy, write_gguf
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
+NAMED = {"type": "function", "function": {"name": "look"}}
+
+BOTH: dict[str, Any] = {
+    "max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "n": 2, "seed": 7,
+    "stop": ["q"], "stop_token_ids": [3], "presence_penalty": 0.5, "frequency_penalty": 0.5,
+    "repetition_penalty": 1.2, "logit_bias": {"5": 1.5}, "prompt_logprobs": 1, "stream": True, "priority": 1,
+    "timeout": 50.0,
+    "response_format": {"type": "json_object"}, "guided_regex": "[a-c]{2}", "guided_choice": ["ab", "cd"],
+    "guided_json": SCHEMA, "structured_outputs": {"choice": ["ab"]},
+}  # fmt: skip
+CHAT_ONLY: dict[str, Any] = {
+    "max_completion_tokens": 4, "logprobs": True, "tools": [TOOL], "reasoning_effort": "none",
+    "chat_template_kwargs": {"mood": "good"}, "add_generation_prompt": False,
+}  # fmt: skip
+CHAT_TOGETHER: list[dict[str, Any]] = [
+    {"logprobs": True, "top_logprobs": 2},
+    *({"tools": [TOOL], "tool_choice": choice} for choice in ("auto", "none", "required", NAMED)),
+    {"tools": [TOOL], "parallel_tool_calls": False},
+    {"stream": True, "stream_options": {"include_usage": True}},
+]
+COMPLETIONS_ONLY: dict[str, Any] = {"echo": True, "logprobs": 2, "best_of": 2}
+
+
+async def accepted(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> httpx.Response:
+    response = await http.post(path, json=body)
+    assert response.status_code == 200, (body, response.text)
+    assert "x-ignored-params" not in response.headers, body
+    return response
+
+
+async def test_each_parameter_is_taken(tmp_path: Path) -> None:
+    model = toy(write_gguf(tmp_path / "toy.gguf"), context=1024, parallel=4)
+    async with application(tmp_path, model) as app, client(app) as http:
+        for name, value in (BOTH | CHAT_ONLY).items():
+            await accepted(http, CHAT, chat(**{"max_tokens": 40, name: value}))
+        for fields in CHAT_TOGETHER:
+            await accepted(http, CHAT, chat(**{"max_tokens": 40, **fields}))
+        for name, value in (BOTH | COMPLETIONS_ONLY).items():
+            await accepted(http, COMPLETIONS, completion(**{"max_tokens": 40, name: value}))
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_what_is_of_the_other_door_is_named(http: httpx.AsyncClient, path: str) -> None:
+    """A field that this route does not define is no generation parameter of it, and the answer says so."""
+    other = {"echo": True, "best_of": 2} if path == CHAT else {"top_logprobs": 2, "parallel_tool_calls": True}
+    body = chat(**other) if path == CHAT else completion(**other)
+    response = await http.post(path, json=body)
+    named = response.headers.get("x-ignored-params", "") + response.text
+    assert all(name in named for name in other)
