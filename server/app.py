@@ -65,8 +65,8 @@ def run(
     follow: Follow | None = None,
     read_catalog: Callable[[], Catalog] | None = None,
 ) -> None:
-    """Serve until a signal. `follow` runs beside the server and sees the pool's states; `read_catalog` reads the
-    models again, for SIGHUP and /admin/reload."""
+    """Serve until a signal. `follow` runs beside the server and sees the pool's states; `read_catalog` reads
+    the models again, for SIGHUP and /admin/reload."""
     configure(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, catalog, follow=follow, read_catalog=read_catalog))

@@ -77,7 +77,7 @@ async def admin_status(services: Using) -> Response:
 
 @router.post("/admin/reload")
 async def reload_models(services: Using) -> Response:
-    """Models that did not change go on; a file with mistakes changes nothing and is a 409 with all of them."""
+    """Models that did not change go on; a file with mistakes changes nothing: a 409 with all of them."""
     await services.reload()
     return _json(Reloaded(models=[model.id for model in services.catalog.models]))
 

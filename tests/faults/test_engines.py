@@ -1,4 +1,4 @@
-"""Engines that are killed or crash: their streams end soon, others never notice, the next request is answered."""
+"""Engines that are killed or crash: their streams end soon, others never notice, the next is there."""
 
 import os
 import random

@@ -49,7 +49,7 @@ def test_the_web_process_outlives_what_ours_lets_through(tmp_path: Path, gguf_sm
         "text": raw[:200] + b"\xff" * 400 + raw[600:],
     }
     lines = [f"  good: {{source: {gguf_small}, context: 64, parallel: 1, threads: 1}}"]
-    for name, data in spoilt.items():
+    for name in spoilt:
         (tmp_path / f"{name}.gguf").write_bytes(raw)
         lines.append(f"  {name}: {{source: {tmp_path / name}.gguf, context: 64, parallel: 1}}")
     with serving(tmp_path / "run", "\n".join(["models:", *lines, ""])) as server:
