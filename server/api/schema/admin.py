@@ -1,11 +1,24 @@
 """POST /quantize and POST /admin/pull: the requests."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from server.api.schema.base import Body
+
+# What no name in models.yaml looks like: an absolute or relative path, a way up, a URL.
+_PLACE = re.compile(r"^[/.~]|\\|\.\./|://")
+
+
+def _no_place(model: str) -> str:
+    if _PLACE.search(model):
+        raise ValueError("a model is a name of models.yaml, never a path or URL")
+    return model
+
+
+ModelName = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_no_place)]
 
 
 class QuantizeRequest(Body):
@@ -15,7 +28,7 @@ class QuantizeRequest(Body):
         "dry_run": (False,),
     }
 
-    model: Annotated[str, Field(min_length=1, max_length=512)]
+    model: ModelName
     recipe: Annotated[str, Field(min_length=1, max_length=256)] | dict[str, Any] | None = None
     preset: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
@@ -28,5 +41,5 @@ class QuantizeRequest(Body):
 
 
 class PullRequest(Body):
-    model: Annotated[str, Field(min_length=1, max_length=512)]
+    model: ModelName
     priority: Annotated[int, Field(ge=-100, le=100)] = 0

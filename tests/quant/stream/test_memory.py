@@ -70,7 +70,7 @@ def test_finished_blocks_take_no_memory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_blocks_of_a_model_of_a_billion_weights(tmp_path: Path) -> None:
-    """One of the 16 blocks of a Llama of 1.2 billion weights, 16 x 512 tokens; above: the next add nothing."""
+    """One of the 16 blocks of a Llama of 1.2 billion weights, 16 x 512 tokens; the next add nothing."""
     found = measured(tmp_path, 1, 2048, 8192)
     assert isinstance(found["peak"], int)
     assert found["peak"] < 2.5e9

@@ -23,6 +23,11 @@ async def finished(http: httpx.AsyncClient, id: str) -> Any:
     return job
 
 
+def kept(cache: Path) -> set[str]:
+    """Without the progress of a job, which goes a moment after its end is told."""
+    return {name for name in files(cache) if not name.endswith(".progress")}
+
+
 async def test_a_variant_is_built_once_and_then_served_by_its_name(tmp_path: Path, tiny_chat: Path) -> None:
     async with application(tmp_path, folder_model(tiny_chat)) as app, client(app) as http:
         order = {"model": "tiny", "recipe": "q6_k"}
@@ -30,10 +35,10 @@ async def test_a_variant_is_built_once_and_then_served_by_its_name(tmp_path: Pat
         assert response.status_code == 202
         job = await finished(http, response.json()["id"])
         assert (job["state"], job["outcome"], job["variant"]) == ("done", "built", "tiny:q6_k")
-        before = files(tmp_path / "cache")
+        before = kept(tmp_path / "cache")
         again = (await http.post("/quantize", json=order)).json()
         assert (again["state"], again["outcome"], again["variant"]) == ("done", "cached", "tiny:q6_k")
-        assert files(tmp_path / "cache") == before
+        assert kept(tmp_path / "cache") == before
         assert [one["id"] for one in (await http.get("/quantize")).json()["data"]] == [job["id"]]
         response = await http.post("/v1/chat/completions", json=chat(model="tiny:q6_k"))
         assert response.status_code == 200, response.text
@@ -73,9 +78,10 @@ async def test_a_running_job_is_stopped_and_leaves_nothing(tmp_path: Path, tiny_
         ({"model": "toy", "recipe": "q9_z"}, 400, "recipe"),
         ({"model": "toy", "recipe": "/etc/passwd"}, 400, "recipe"),
         ({"model": "toy", "recipe": "http://127.0.0.1/x"}, 400, "recipe"),
-        ({"model": "/etc/passwd", "recipe": "q6_k"}, 404, "model"),
-        ({"model": "http://127.0.0.1/x", "recipe": "q6_k"}, 404, "model"),
-        ({"model": "../toy", "recipe": "q6_k"}, 404, "model"),
+        ({"model": "/etc/passwd", "recipe": "q6_k"}, 400, "model"),
+        ({"model": "http://127.0.0.1/x", "recipe": "q6_k"}, 400, "model"),
+        ({"model": "../toy", "recipe": "q6_k"}, 400, "model"),
+        ({"model": "org/toy", "recipe": "q6_k"}, 404, "model"),
         ({"model": "toy", "recipe": {"type": "q6_k", "imatrix": "x"}}, 400, "recipe"),
         ({"model": "toy", "recipe": {"method": "awq", "format": "gptq"}}, 400, "recipe"),
         (
