@@ -15,7 +15,14 @@ from server.text.answer import AnswerReader
 from server.text.calls import CallReader, ForcedCalls, FreeCalls
 from server.text.model import TextModel
 from server.text.reasoning import Marks, ThoughtSplitter
-from server.text.tools import Fields, call_grammar, shown_tokens, told, without_system
+from server.text.tools import (
+    Fields,
+    call_grammar,
+    shown_tokens,
+    told,
+    with_calls_written,
+    without_system,
+)
 from server.types import Grammar, Reasoning
 
 BUDGETS: Mapping[Effort, int | None] = {
@@ -54,7 +61,7 @@ async def plan_chat(body: ChatRequest, id: str, salt: str, grammar: Grammar | No
         salt=salt,
         prompt_field="messages",
         grammar=grammar,
-        reader=partial(_reader, body, text, begun=begun) if reads else None,
+        reader=partial(_reader, body, text, begun=begun, bounded=grammar is not None) if reads else None,
         shown=_shown(body, text),
     )
     reasoning = await _reasoning(body, text, begun=begun, bounded=grammar is not None)
@@ -69,7 +76,9 @@ def render(body: ChatRequest, text: TextModel) -> str:
     messages: list[Fields] = [message.fields for message in body.messages]
     traits, tools = text.template.traits, body.offered
     if not traits.tools:
-        messages = told(messages, tools)
+        messages = told(messages, tools, text.tool_format, shown=traits.calls)
+    elif not traits.calls:
+        messages = with_calls_written(messages, text.tool_format)
     if not traits.system:
         messages = without_system(messages)
     return text.render(
@@ -103,7 +112,7 @@ def _with_calls(body: ChatRequest, text: TextModel, grammar: Grammar | None) -> 
         raise RequestError(f"{grammar.param}: cannot be combined with tools", param=grammar.param)
     instead = None if body.forces_call or grammar is None else grammar.text
     lark = call_grammar(
-        text.tool_format, body.offered, text.vocabulary, many=body.many_calls, instead=instead
+        text.tool_format.forced, body.offered, text.vocabulary, many=body.many_calls, instead=instead
     )
     return Grammar(kind="lark", text=lark, param="tools")
 
@@ -146,19 +155,21 @@ def _shown(body: ChatRequest, text: TextModel) -> frozenset[int]:
 
 
 def _tokens_of(marks: Marks, text: TextModel) -> frozenset[int]:
-    return shown_tokens(text.vocabulary, (marks.open, marks.close))
+    return shown_tokens(text.vocabulary, (marks.open, marks.close, *marks.tokens))
 
 
-def _reader(body: ChatRequest, text: TextModel, *, begun: bool) -> AnswerReader:
+def _reader(body: ChatRequest, text: TextModel, *, begun: bool, bounded: bool) -> AnswerReader:
     thoughts = None if text.marks is None else ThoughtSplitter(text.marks, begun=begun)
-    return AnswerReader(thoughts, _call_reader(body, text) if body.offered else None)
+    return AnswerReader(thoughts, _call_reader(body, text, bounded=bounded) if body.offered else None)
 
 
-def _call_reader(body: ChatRequest, text: TextModel) -> CallReader:
+def _call_reader(body: ChatRequest, text: TextModel, *, bounded: bool) -> CallReader:
+    """`bounded`: by a grammar, which knows the format's own form or that of JSON."""
+    format = text.tool_format.forced if bounded else text.tool_format
     if body.forces_call:
-        return ForcedCalls(text.tool_format, new_call_id)
-    names = [tool["function"]["name"] for tool in body.offered]
-    return FreeCalls(text.tool_format, names, new_call_id, many=body.many_calls)
+        return ForcedCalls(format, new_call_id)
+    functions = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in body.offered}
+    return FreeCalls(format, functions, new_call_id, many=body.many_calls)
 
 
 def new_call_id(chars: int) -> str:

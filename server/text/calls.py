@@ -2,20 +2,23 @@
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from server.text.formats import ToolFormat
+from server.text.notations import DECODER, Schema
 from server.text.reasoning import overlap
-from server.text.tools import ToolFormat
 
 HEAD = re.compile(r'[^{]*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
-BARE_HEAD = re.compile(r"(?:\s|\[TOOL_CALLS\])*([^\s\[\]{]+)\s*\[ARGS\]\s*(?=\{)")
-BETWEEN = re.compile(r"(?:\[TOOL_CALLS\]|</?tool_call>|<\|python_tag\|>|[\s,;\[\]])*")
+BETWEEN = re.compile(
+    r"(?:\[TOOL_CALLS\]|</?tool_call>|<\|tool_call\|>|<\|python_(?:tag|start|end)\|>|[\s,;\[\]])*"
+)
 KEYS = ('{"name":', '{"arguments":', '{"parameters":', '{"type":"function"', '{"function":', '{"id":')
 BLANKS = re.compile(r"\s+")
-DECODER = json.JSONDecoder()
 
+LEADING = ("<|python_tag|>", "<|python_start|>")  # before a call that has no trigger
+Functions = Mapping[str, Schema]  # by name, what their arguments are to be
 NewId = Callable[[int], str]  # of so many characters
 
 
@@ -47,7 +50,7 @@ class ForcedCalls:
 
     def __init__(self, format: ToolFormat, new_id: NewId) -> None:
         self._format, self._new_id = format, new_id
-        self._head = BARE_HEAD if format.bare else HEAD
+        self._head = forced_head(format) if format.bare else HEAD
         self._held = ""
         self._extent: Extent | None = None  # of the arguments that are being written
         self._calls = 0
@@ -110,10 +113,8 @@ class Extent:
 class FreeCalls:
     """An answer that may call: from what looks like a call on, it is held back and read at its end."""
 
-    def __init__(
-        self, format: ToolFormat, names: Collection[str], new_id: NewId, *, many: bool = True
-    ) -> None:
-        self._format, self._names, self._new_id, self._many = format, names, new_id, many
+    def __init__(self, format: ToolFormat, functions: Functions, new_id: NewId, *, many: bool = True) -> None:
+        self._format, self._functions, self._new_id, self._many = format, functions, new_id, many
         self._state = "looking"
         self._held = ""
 
@@ -127,7 +128,9 @@ class FreeCalls:
 
     def flush(self) -> Found:
         text = self._take()
-        calls, rest = read_calls(text, self._format, self._names) if self._state == "holding" else ([], text)
+        if self._state != "holding":
+            return Found(text)
+        calls, rest = read_calls(text, self._format, self._functions)
         found = [
             CallDelta(index, arguments, name, self._new_id(self._format.id_chars))
             for index, (name, arguments) in enumerate(calls if self._many else calls[:1])
@@ -148,37 +151,52 @@ class FreeCalls:
 
     def _look_at_start(self) -> str:
         rest = self._held[_end_of_marks(self._held) :]
-        if not rest or (rest.startswith("<") and "<|python_tag|>".startswith(rest)):
+        if not rest or (rest.startswith("<") and any(mark.startswith(rest) for mark in LEADING)):
             return ""
-        self._state = "holding" if rest.startswith("{") else "over"
+        self._state = "holding" if self._may_call(rest) else "over"
         return self._doubt() if self._state == "holding" else self._take()
+
+    def _may_call(self, rest: str) -> bool:
+        if not self._format.bare:
+            return rest.startswith("{")
+        heads = (name + self._format.middle for name in self._functions)
+        return any(head.startswith(rest) or rest.startswith(head) for head in heads)
 
     def _doubt(self) -> str:
         """An object that begins with another key is an answer in JSON: no reason to wait for its end."""
         if self._format.trigger:
             return ""
-        start = BLANKS.sub("", self._held[_end_of_marks(self._held) :][:64])
-        if any(start.startswith(key) or key.startswith(start) for key in KEYS):
+        rest = self._held[_end_of_marks(self._held) :]
+        if self._may_call(rest) and (self._format.bare or _may_be_call(BLANKS.sub("", rest[:64]))):
             return ""
         self._state = "over"
         return self._take()
 
 
-def _end_of_marks(text: str, start: int = 0) -> int:
-    found = BETWEEN.match(text, start)
+def _may_be_call(start: str) -> bool:
+    return any(start.startswith(key) or key.startswith(start) for key in KEYS)
+
+
+def _end_of_marks(text: str, start: int = 0, marks: "re.Pattern[str]" = BETWEEN) -> int:
+    found = marks.match(text, start)
     return found.end() if found else start
 
 
-def read_calls(text: str, format: ToolFormat, names: Collection[str]) -> tuple[list[tuple[str, str]], str]:
+def forced_head(format: ToolFormat) -> "re.Pattern[str]":
+    return re.compile(format.around.pattern + format.head.pattern + r"\s*(?=\{)")
+
+
+def read_calls(text: str, format: ToolFormat, functions: Functions) -> tuple[list[tuple[str, str]], str]:
     """Names and arguments, as JSON, of the calls that `text` begins with, and what follows them."""
     calls: list[tuple[str, str]] = []
-    place = _end_of_marks(text)
+    marks = format.around if format.bare else BETWEEN
+    place = _end_of_marks(text, 0, marks)
     while place < len(text):
-        read = _bare_call(text, place) if format.bare else _call(text, place)
-        if read is None or read[0] not in names:
+        read = _bare_call(text, place, format, functions) if format.bare else _call(text, place)
+        if read is None or read[0] not in functions:
             break
         calls.append(read[:2])
-        place = _end_of_marks(text, read[2])
+        place = _end_of_marks(text, read[2], marks)
     return calls, text[place:]
 
 
@@ -196,21 +214,40 @@ def _call(text: str, place: int) -> tuple[str, str, int] | None:
     return None if arguments is None else (value["name"], arguments, end)
 
 
-def _bare_call(text: str, place: int) -> tuple[str, str, int] | None:
-    head = BARE_HEAD.match(text, place)
-    try:
-        value, end = DECODER.raw_decode(text, head.end()) if head else (None, 0)
-    except (ValueError, RecursionError):
+def _bare_call(
+    text: str, place: int, format: ToolFormat, functions: Functions
+) -> tuple[str, str, int] | None:
+    """A name, then arguments; and the end of it, without which JSON alone is known to be whole."""
+    head = format.head.match(text, place)
+    if head is None:
         return None
-    arguments = as_object(value)
-    return None if head is None or arguments is None else (head[1], arguments, end)
+    read = format.arguments.read(text, head.end(), functions.get(head[1], {}))
+    arguments = None if read is None else as_object(read[0])
+    if read is None or arguments is None:
+        return None
+    tail = format.tail.match(text, read[1])
+    if tail is None and format.forced is not format:
+        return None
+    return head[1], arguments, read[1] if tail is None else tail.end()
 
 
 def as_object(value: Any) -> str | None:
     """Arguments as JSON of an object; some models write that JSON as a text."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = DECODER.decode(value)
         except (ValueError, RecursionError):
             return None
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else None
+    return as_json(value) if isinstance(value, dict) else None
+
+
+def as_json(value: dict[str, Any]) -> str | None:
+    """Half a surrogate is spelled out, as UTF-8 cannot hold it; for infinity, which JSON has not, None."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    except ValueError:
+        return None
+    return text

@@ -19,6 +19,7 @@ class Traits:
     text_arguments: bool = False  # arguments of tool calls must be JSON text, not an object
     developer: bool = False  # knows this role
     tools: bool = False  # reads `tools`
+    calls: bool = False  # shows calls that were made
     system: bool = True  # shows system messages
 
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from quant.errors import BadSource
 from quant.texts import folder_texts
 from server.errors import OpenError
-from server.text import reasoning, tools
+from server.text import formats, reasoning
 from server.text.defaults import default_template
 from server.text.detokenize import Detokenizer
 from server.text.template import MAX_SOURCE, ChatTemplate, Message
@@ -58,7 +58,7 @@ class TextModel:
     sampling: Sampling
     default_stops: tuple[str, ...]  # end a chat answer besides the client's own
     marks: reasoning.Marks | None  # around the thoughts of a model that has some
-    tool_format: tools.ToolFormat  # how this model writes calls
+    tool_format: formats.ToolFormat  # how this model writes calls
 
     @classmethod
     def from_folder(cls, path: Path) -> "TextModel":
@@ -178,9 +178,10 @@ def assemble(facts: TextFile, vocabulary: Vocabulary, encoder: Encode, source: s
         default = default_template(vocabulary)
         origin, source, stops = default.origin, default.source, default.stops
         ends |= {token for text in default.ends if (token := vocabulary.find(text)) is not None}
+    template = ChatTemplate(source, special_tokens(facts, vocabulary))
     return TextModel(
         vocabulary=vocabulary,
-        template=ChatTemplate(source, special_tokens(facts, vocabulary)),
+        template=template,
         template_origin=origin,
         encoder=encoder,
         end_ids=frozenset(ends),
@@ -191,7 +192,7 @@ def assemble(facts: TextFile, vocabulary: Vocabulary, encoder: Encode, source: s
         sampling=facts.sampling,
         default_stops=stops,
         marks=reasoning.marks_of(source, vocabulary),
-        tool_format=tools.format_of(source),
+        tool_format=formats.format_of(source),
     )
 
 

@@ -9,6 +9,7 @@ from server.text.vocabulary import Vocabulary
 class Marks:
     open: str
     close: str
+    tokens: tuple[str, ...] = ()  # control tokens within them, where those are more than a mark each
 
 
 FORMATS = (
@@ -17,6 +18,11 @@ FORMATS = (
     Marks("<seed:think>", "</seed:think>"),  # Seed-OSS
     Marks("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
     Marks("<reasoning>", "</reasoning>"),
+    Marks("<|channel>thought", "<channel|>", ("<|channel>", "<channel|>")),  # Gemma 4
+    Marks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    Marks("◁think▷", "◁/think▷"),  # Kimi-VL
+    Marks("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # Apriel
+    Marks("Here is my thought process:", "Here is my response:"),  # Granite 3.2
 )
 
 

@@ -19,6 +19,10 @@ from server.text.sandbox import ChatEnvironment
 ENVIRONMENT = ChatEnvironment()
 MAX_SOURCE = 512 << 10  # characters
 MARK = "<<the answer goes on here>> "  # its last character tells whether the template trims contents
+PROBE: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "probe", "description": "", "parameters": {}},
+}
 OURS = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message"))
 
 Message = Mapping[str, object]
@@ -104,24 +108,26 @@ class ChatTemplate:
         parts = [{"role": "user", "content": [{"type": "text", "text": "qprobe"}]}]
         self.variables = undeclared(source)
         as_object = self._attempt(asking({"qname": "qvalue"}))
+        as_text = self._attempt(asking('{"qname": "qvalue"}'))
         printed = "qname" in as_object and "'qname'" not in as_object  # not Python's spelling of a dict
         return Traits(
             parts=not plainly and self._shows("qprobe", parts),
-            text_arguments=not printed and self._shows('"qname"', asking('{"qname": "qvalue"}')),
+            text_arguments=not printed and '"qname"' in as_text,
             developer="developer" in source,
             tools="tools" in self.variables,
+            calls="qvalue" in as_object + as_text + self._attempt(asking({"qname": "qvalue"}), [PROBE]),
             system=self._shows("qprobe", asking_system()),
         )
 
     def _shows(self, word: str, messages: list[dict[str, Any]]) -> bool:
         return word in self._attempt(messages)
 
-    def _attempt(self, messages: list[dict[str, Any]]) -> str:
+    def _attempt(self, messages: list[dict[str, Any]], tools: Sequence[Message] | None = None) -> str:
         """What the template makes of these, untouched; nothing where it refuses them."""
         variables = {
             **self._variables(None),
             "messages": messages,
-            "tools": None,
+            "tools": tools,
             "add_generation_prompt": False,
         }
         try:

@@ -1,16 +1,15 @@
 """Functions that a model may call: how it is told of them, how it writes a call, how it is held to that.
 
-Each way of writing calls is a row of FORMATS. A model's own is found in its chat template; a model whose
-template knows no functions is told of them by a system message of ours, and answers in the first format.
+A model whose template knows no functions is told of them by a system message of ours.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from server.engine.grammars import with_options
-from server.text.messages import flatten
+from server.text.formats import CONTROL, JSON, ToolFormat
+from server.text.messages import flatten, parsed
 from server.text.schemas import dump, settled
 from server.text.vocabulary import Vocabulary
 
@@ -20,64 +19,6 @@ NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additional
 Fields = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToolFormat:
-    """An answer is `begin`, calls with `between` between them, `end`.
-
-    A call is `open` NAME `middle` ARGUMENTS `close`. What is in parts may hold a control token as a part.
-    """
-
-    name: str
-    marks: tuple[str, ...]  # a chat template that holds all of them speaks this format
-    begin: tuple[str, ...] = ()
-    open: tuple[str, ...] = ('{"name": "',)
-    middle: str = '", "arguments": '
-    close: tuple[str, ...] = ("}",)
-    between: str = ""
-    end: str = ""
-    trigger: str = ""  # what tells a call from text; without one, a call stands at the start of an answer
-    many: bool = True  # an answer that is forced to call may call several times
-    bare: bool = False  # the name stands outside of the JSON
-    id_chars: int = 24  # of a call's id
-
-
-JSON = ToolFormat(name="json", marks=(), between="\n", many=False)
-FORMATS = (
-    ToolFormat(
-        name="mistral-args",
-        marks=("[TOOL_CALLS]", "[ARGS]"),
-        open=("[TOOL_CALLS]", ""),
-        middle="[ARGS]",
-        close=(),
-        trigger="[TOOL_CALLS]",
-        bare=True,
-        id_chars=9,
-    ),
-    ToolFormat(
-        name="mistral",
-        marks=("[TOOL_CALLS]",),
-        begin=("[TOOL_CALLS]", "["),
-        between=", ",
-        end="]",
-        trigger="[TOOL_CALLS]",
-        id_chars=9,
-    ),
-    ToolFormat(
-        name="hermes",
-        marks=("<tool_call>",),
-        open=("<tool_call>", '\n{"name": "'),
-        close=("}\n", "</tool_call>"),
-        between="\n",
-        trigger="<tool_call>",
-    ),
-    ToolFormat(name="llama3_json", marks=("<|python_tag|>",), middle='", "parameters": ', between="; "),
-    ToolFormat(
-        name="llama3_json", marks=('"parameters": ', "ipython"), middle='", "parameters": ', between="; "
-    ),
-    JSON,
-)
-CONTROL = ("[TOOL_CALLS]", "[ARGS]", "<tool_call>", "</tool_call>", "<|python_tag|>")
-
 PROMPT = """\
 You can call functions. To call one, answer only with JSON:
 {"name": its name, "arguments": {its parameters}}
@@ -85,8 +26,12 @@ Functions:
 """
 
 
-def format_of(template: str) -> ToolFormat:
-    return next(row for row in FORMATS if all(mark in template for mark in row.marks))
+OTHER_PROMPT = """\
+You can call functions. To call one, answer only with this, with its own name and parameters:
+{example}
+Functions:
+"""
+EXAMPLE = ("function_name", {"parameter_name": "value"})
 
 
 def shown_tokens(vocabulary: Vocabulary, texts: Sequence[str] = CONTROL) -> frozenset[int]:
@@ -98,23 +43,32 @@ def shown_tokens(vocabulary: Vocabulary, texts: Sequence[str] = CONTROL) -> froz
 # -- telling --------------------------------------------------------------------------------------
 
 
-def told(messages: Sequence[Fields], tools: Sequence[Fields]) -> list[Fields]:
-    """The messages for a template that knows neither functions nor calls."""
-    names = {
-        call["id"]: call["function"]["name"]
-        for message in messages
-        for call in message.get("tool_calls") or ()
-    }
-    spelt = [_spelt(message, names) for message in messages]
-    return with_system(spelt, introduction(tools)) if tools else spelt
+def told(
+    messages: Sequence[Fields], tools: Sequence[Fields], format: ToolFormat = JSON, *, shown: bool = False
+) -> list[Fields]:
+    """The messages for a template that knows no functions. `shown`: it shows calls, in the model's format."""
+    if format is JSON or not shown:
+        names = {
+            call["id"]: call["function"]["name"]
+            for message in messages
+            for call in message.get("tool_calls") or ()
+        }
+        messages = [_spelt(message, names, format) for message in messages]
+    return with_system(list(messages), introduction(tools, format)) if tools else list(messages)
 
 
-def introduction(tools: Sequence[Fields]) -> str:
+def with_calls_written(messages: Sequence[Fields], format: ToolFormat) -> list[Fields]:
+    """The messages for a template that tells of functions and does not show the calls that were made."""
+    return [_written(message, format) if message.get("tool_calls") else message for message in messages]
+
+
+def introduction(tools: Sequence[Fields], format: ToolFormat) -> str:
     lines = [
         dump({key: function[key] for key in ("name", "description", "parameters") if function.get(key)})
         for function in (tool["function"] for tool in tools)
     ]
-    return PROMPT + "\n".join(lines)
+    how = PROMPT if format is JSON else OTHER_PROMPT.format(example=format.write([EXAMPLE]))
+    return how + "\n".join(lines)
 
 
 def with_system(messages: list[Fields], text: str) -> list[Fields]:
@@ -137,17 +91,29 @@ def functions(calls: Sequence[Fields]) -> list[Fields]:
     return [call["function"] for call in calls]
 
 
-def _spelt(message: Fields, names: Mapping[str, str]) -> Fields:
+def _written(message: Fields, format: ToolFormat) -> Fields:
+    text = flatten(message.get("content"), "messages")
+    calls: list[tuple[str, Any]] = [
+        (one["name"], parsed(one["arguments"])) for one in functions(message["tool_calls"])
+    ]
+    if format is JSON or not all(isinstance(arguments, dict) for _, arguments in calls):
+        lines = [f'{{"name": {dump(name)}, "arguments": {_json(arguments)}}}' for name, arguments in calls]
+        text = "\n".join([*([text] if text else ()), *lines])
+    else:
+        text += format.write(calls)
+    return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": text}
+
+
+def _json(arguments: object) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _spelt(message: Fields, names: Mapping[str, str], format: ToolFormat) -> Fields:
     if message["role"] in ("tool", "function"):
         name = message.get("name") or names.get(message.get("tool_call_id", ""), "the function")
         text = flatten(message.get("content"), "messages")
         return {"role": "user", "content": f"Result of {name}: {text}"}
-    if not (calls := message.get("tool_calls")):
-        return message
-    lines = [text] if (text := flatten(message.get("content"), "messages")) else []
-    lines += [f'{{"name": {dump(one["name"])}, "arguments": {one["arguments"]}}}' for one in functions(calls)]
-    rest = {key: value for key, value in message.items() if key != "tool_calls"}
-    return {**rest, "content": "\n".join(lines)}
+    return _written(message, format) if message.get("tool_calls") else message
 
 
 # -- holding --------------------------------------------------------------------------------------
@@ -172,7 +138,7 @@ def call_grammar(
     more = f"({literals(format.between)} call){{0,{MOST_CALLS - 1}}}" if many and format.many else ""
     lines = [
         "start: calls" + ("" if instead is None else " | answer"),
-        f"calls: {literals(*format.begin)} call {more} {literals(format.end)}",
+        f"calls: {literals(*format.begin)} call {more} {literals(*format.end)}",
         "call: " + " | ".join(f"call{number}" for number in range(len(tools))),
     ]
     for number, tool in enumerate(tools):

@@ -19,6 +19,12 @@ SWITCH = TURNS + "{{ '</think>' if enable_thinking is defined and not enable_thi
 HERMES = "{% if tools %}{{ tools | tojson }}<tool_call>\n{% endif %}" + TURNS
 STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('no') }}{% endif %}" + TURNS
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
+CALLED = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "content": "seen"},
+]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 FORMAT = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
 
@@ -86,6 +92,20 @@ async def test_a_template_that_takes_functions_gets_them() -> None:
     assert "<tool_call>" in plan.grammar.text
     free, plan = await planned(HERMES, tools=[TOOL])
     assert (free, plan.grammar) == (prompt, None)
+
+
+async def test_a_format_without_json_is_forced_in_json() -> None:
+    pythonic = "{% if tools %}{{ tools | tojson }}[func_name1(params_name1=1)]\n{% endif %}" + TURNS
+    _, plan = await planned(pythonic, tools=[TOOL], tool_choice="required")
+    assert plan.grammar is not None
+    assert plan.reader is not None
+    parts = plan.reader().push('{"name": "look", "arguments": {"a": 1}}', last=True)
+    assert parts.calls[0].name == "look"
+    prompt, plan = await planned(pythonic, tools=[TOOL], messages=CALLED)
+    assert "assistant: [look(a=1)]" in prompt
+    assert plan.reader is not None
+    parts = plan.reader().push("[look(a=1)]", last=True)
+    assert [(call.name, call.arguments) for call in parts.calls] == [("look", '{"a": 1}')]
 
 
 async def test_another_is_told_in_the_first_message_that_it_takes() -> None:
