@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.text.calls import as_json
@@ -59,7 +59,7 @@ CASES: list[tuple[Notation, str, st.SearchStrategy[dict[str, Any]]]] = [
 
 
 @pytest.mark.parametrize(("notation", "close", "made"), CASES)
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_what_is_written_is_read(
     notation: Notation, close: str, made: st.SearchStrategy[dict[str, Any]], data: st.DataObject
@@ -87,6 +87,7 @@ def test_what_is_no_value_is_refused(text: str) -> None:
     assert read is None or text[read[1] : read[1] + 1] != ")"
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="{}[]()'\"\\:=,<|>abc1e-. \n", max_size=60))
 def test_whatever_a_model_writes_is_answered(text: str) -> None:
     for notation, _, _ in CASES:

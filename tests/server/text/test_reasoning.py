@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.text.reasoning import Marks, ThoughtSplitter, marks_of
@@ -33,6 +33,7 @@ def split(text: str, cuts: list[int], *, begun: bool) -> tuple[str, str]:
         ("", True, ("", "")),
     ],
 )
+@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, 40), max_size=6))
 def test_the_same_parts_however_they_come(
     text: str, begun: bool, expected: tuple[str, str], cuts: list[int]

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
@@ -95,7 +95,7 @@ def read(reader: CallReader, text: str, cut: int) -> tuple[str, list[tuple[str, 
 
 
 @rows
-@settings(max_examples=40)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), cut=st.integers(1, 40))
 def test_calls_are_read_as_they_were_made(row: ToolFormat, data: st.DataObject, cut: int) -> None:
     made = data.draw(WILD if row.forced is row else TAME)
