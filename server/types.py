@@ -57,6 +57,7 @@ class Generate(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     params: SamplingParams
     salt: str = ""  # prefixes are shared only among requests of equal salt
     priority: int = 0  # smaller runs first
+    place: int = 0  # among the sequences of one request: later ones let some of other requests go first
     adapter: str | None = None  # LoRA adapter; no backend takes one yet
     grammar: Grammar | None = None
     reasoning: Reasoning | None = None  # only where there is a budget or a grammar

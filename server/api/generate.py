@@ -184,6 +184,7 @@ def _requests(plan: Plan, lease: Lease) -> list[Generate]:
             ),
             salt=plan.salt,
             priority=plan.priority,
+            place=number * plan.candidates + candidate,
             grammar=plan.grammar,
             reasoning=plan.reasoning,
         )

@@ -305,9 +305,9 @@ class Scheduler:
         )
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def _rank(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.rank
 
 
-def _decode_first(sequence: Sequence) -> tuple[bool, tuple[int, int]]:
+def _decode_first(sequence: Sequence) -> tuple[bool, tuple[int, int, int]]:
     return sequence.pending > 1, sequence.rank

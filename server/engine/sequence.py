@@ -6,6 +6,9 @@ from server.engine.constrain import Constraint
 from server.engine.prefix import Family, Resident
 from server.types import FinishReason, Generate, SamplingParams, TokenLogprobs
 
+OVERTAKEN = 8
+LAST_PLACE = 256  # those after it are delayed no further
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -35,9 +38,14 @@ class Sequence:
         return (self.request.salt, self.request.adapter, self.params.reproducible)
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Smaller goes first; the greatest is preempted first."""
-        return (self.request.priority, self.key)
+    def rank(self) -> tuple[int, int, int]:
+        """Smaller goes first; the greatest is preempted first.
+
+        One request of many sequences does not hold up those that come after it, nor do they hold up its last
+        ones for ever: each lets OVERTAKEN more pass than the one before.
+        """
+        delay = OVERTAKEN * min(self.request.place, LAST_PLACE)
+        return (self.request.priority, self.key + delay, self.key)
 
     @property
     def pending(self) -> int:

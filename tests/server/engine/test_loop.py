@@ -139,6 +139,27 @@ def test_an_engine_without_tokenizer_says_so() -> None:
     assert not isinstance(event, Tokenized)
 
 
+def sequences_of(name: str, count: int) -> list[Command]:
+    return [
+        Generate(id=f"{name}{n}", prompt=(n + 1,), params=SamplingParams(max_tokens=9), place=n)
+        for n in range(count)
+    ]
+
+
+def test_a_request_of_many_sequences_does_not_hold_up_the_next_one() -> None:
+    result = run("toy-rows", {0: sequences_of("many", 12), 4: sequences_of("one", 1)}, LIMITS)
+    first = [name for n, name in enumerate(result.trace) if name not in result.trace[:n]]
+    assert first.index("one0") <= LIMITS.running + 1
+
+
+def test_nor_is_its_last_sequence_held_up_for_ever() -> None:
+    commands = {step: sequences_of(f"s{step}-", 1) for step in range(0, 400, 4)}
+    commands[0] = sequences_of("many", 4)
+    result = run("toy-rows", commands, LIMITS)
+    last = result.trace.index("many3")
+    assert sum(name.startswith("s") for name in set(result.trace[last:])) > 50
+
+
 def test_embeddings_are_made_between_steps_and_taken_back_when_nobody_waits() -> None:
     commands: dict[int, list[Command]] = {
         0: [ask("r", (1, 2), 8), *(Embed(id=f"e{n}", tokens=(n, n + 1)) for n in range(3)), Abort(id="e2")]

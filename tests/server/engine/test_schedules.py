@@ -57,6 +57,7 @@ def all_requests(draw: st.DrawFn, name: str, stems: list[list[int]]) -> Generate
         params=params,
         salt=draw(st.sampled_from(["", "key"])),
         priority=draw(st.integers(0, 1)),
+        place=draw(st.integers(0, 3)),
     )
 
 
