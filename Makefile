@@ -16,7 +16,7 @@ BENCH  ?=
 CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_SUBPROCESS=OFF
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve test test-clients test-hostile check bench docs clean
+.PHONY: help serve test test-clients test-hostile test-faults check bench docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-clients: $(VENV)/.dev $(VENV)-clients/.done ## Client libraries (Python, an
 
 test-hostile: $(VENV)/.dev $(VENV)-hostile/.done ## schemathesis over /openapi.json, 1,000 odd schemas, 10,000 spoilt requests (20 minutes)
 	@$(BIN)/python -m tests.hostile $(CURDIR)/$(VENV)-hostile/bin/schemathesis
+
+test-faults: $(VENV)/.dev ## Faults with all their figures: kills, disconnects, spoilt files, soaks (hours); figures go to faults.txt
+	@QUANTSERVE_FAULTS=full QUANTSERVE_FAULTS_REPORT=$(CURDIR)/faults.txt $(BIN)/python -m pytest tests/faults $(TEST)
 
 check: $(VENV)/.dev ## Lint, formatting, types and the floors between packages
 	@$(BIN)/ruff check .

@@ -60,7 +60,7 @@ class Pool:
                 self._spawn(self._preload(model))
 
     def replace(self, catalog: Catalog) -> None:
-        """Serve these models from now on. Engines of changed or gone models end with their last use"""
+        """Serve these models from now on. Engines of others, or of changed ones, end with their last use."""
         before = {model.id: model for model in self.catalog.models}
         self.catalog = catalog
         kept = {model.id for model in catalog.models if before.get(model.id) == model}

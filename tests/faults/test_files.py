@@ -1,0 +1,98 @@
+"""Disks that are full, fail or garble: a build fails clearly or ends well; what is damaged is not served."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quant.errors import DamagedVariant
+from quant.pipeline import build_variant
+from quant.progress import ignore
+from quant.recipe import parse_recipe
+from quant.source import open_source
+from quant.store import VariantStore
+from tests.faults.servers import REPO, amount, serving, told, until
+from tests.quant.checkpoints import write_checkpoint
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+def test_a_disk_that_fails_at_any_write(tmp_path: Path, model: Path, error: str) -> None:
+    """R12: at each of them the build fails, leaves nothing, and ends well once there is room."""
+    command = [sys.executable, "-m", "tests.faults.disk", str(model), str(tmp_path / "caches"), error]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told(f"R12 {error}: at each of {done.stdout.strip()} writes of a build")
+    assert int(done.stdout) >= 10
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 2 MB."""
+    place = tmp_path / "run" / "cache"
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_at_once_and_the_server_goes_on(small_disk: Path, model: Path) -> None:
+    """R12: 507 where it is full before the build begins; the old variant serves on."""
+    text = f"models:\n  m: {{source: {model}, variants: [f16], context: 64, parallel: 1, threads: 1}}\n"
+    ask = {"model": "m", "prompt": [5], "max_tokens": 1}
+    with serving(small_disk.parent, text) as server:
+        assert server.post("/v1/completions", ask).status_code == 200
+        free = shutil.disk_usage(small_disk).free
+        (small_disk / "filler").write_bytes(bytes(free - (100 << 10)))
+        refused = server.post("/quantize", {"model": "m", "recipe": "f32"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (507, "disk_full")
+        assert server.post("/v1/completions", ask).status_code == 200
+        assert server.http.get("/ready").status_code == 200
+        (small_disk / "filler").unlink()
+        id = server.post("/quantize", {"model": "m", "recipe": "bf16"}).json()["id"]
+        until(lambda: server.http.get(f"/quantize/{id}").json()["state"] == "done", 60)
+
+
+def test_a_garbled_variant_is_never_accepted(tmp_path: Path, model: Path) -> None:
+    """R14: one byte of any file, anywhere; the manifest included."""
+    count = amount(short=60, full=1000)
+    store, rng = VariantStore(tmp_path / "cache"), random.Random(14)
+    source = open_source(str(model), cache=tmp_path / "cache")
+    variant = build_variant(source, parse_recipe("f16"), store, progress=ignore, threads=1).variant
+    files = [variant.path / file.path for file in variant.manifest.files] + [variant.path / "manifest.json"]
+    for _ in range(count):
+        path = rng.choice(files)
+        original = path.read_bytes()
+        at = rng.randrange(len(original))
+        path.write_bytes(original[:at] + bytes([original[at] ^ (1 << rng.randrange(8))]) + original[at + 1 :])
+        if path.name == "manifest.json":
+            _manifest_is_harmless(store, variant.key, original)
+        else:
+            with pytest.raises(DamagedVariant):
+                store.ensure_intact(variant.key)
+        path.write_bytes(original)
+    store.ensure_intact(variant.key)
+    told(f"R14: {count} flipped bits, none accepted")
+
+
+def _manifest_is_harmless(store: VariantStore, key: str, original: bytes) -> None:
+    """A flipped bit of the manifest is noticed, or changes only what it says about itself, not the files."""
+    try:
+        found = store.ensure_intact(key)
+    except DamagedVariant:
+        return
+    before = {file["path"]: file["sha256"] for file in json.loads(original)["files"]}
+    assert {file.path: file.sha256 for file in found.manifest.files} == before

@@ -1,0 +1,71 @@
+"""R21: what clients send stays out of logs, metrics and errors, and a flood does not fill the log."""
+
+import contextlib
+import json
+import random
+import secrets
+import subprocess
+from pathlib import Path
+
+import httpx
+
+from tests.faults.servers import COMPLETIONS, Server, serving, toy_models
+
+MARKERS = 200
+
+
+def marked(rng: random.Random, server: Server, mark: str) -> None:
+    """A request that carries the mark somewhere: taken, refused, or broken."""
+    http = server.http
+    body: dict[str, object] = {"model": "toy", "prompt": mark, "max_tokens": 2}
+    match rng.randrange(10):
+        case 0:
+            http.post(COMPLETIONS, json=body)
+        case 1:
+            http.post(COMPLETIONS, json={**body, "temperature": mark})
+        case 2:
+            http.post(COMPLETIONS, json={**body, mark: mark})
+        case 3:
+            http.post(COMPLETIONS, json=body, headers={"Authorization": f"Bearer {mark}", "X-Other": mark})
+        case 4:
+            http.post(f"/v1/{mark}", json=body)
+        case 5:
+            http.post(COMPLETIONS, content=f'{{"model": "{mark}", "prompt": '.encode())
+        case 6:
+            http.post(COMPLETIONS, json={**body, "model": mark})
+        case 7:
+            http.post("/quantize", json={"model": "toy", "recipe": {"type": mark}})
+        case 8:
+            form = {"type": "json_schema", "json_schema": {"name": mark, "schema": {"type": mark}}}
+            http.post(COMPLETIONS, json={**body, "response_format": form})
+        case _:
+            http.get(f"/v1/models/{mark}", headers={"Last-Event-ID": mark})
+
+
+def test_no_marker_appears_anywhere(tmp_path: Path) -> None:
+    rng, answers = random.Random(21), list[httpx.Response]()
+    marks = [f"mark{secrets.token_hex(8)}" for _ in range(MARKERS)]
+    keys = tmp_path / "keys"
+    keys.write_text(f"{marks[0]}\n")
+    with serving(tmp_path, toy_models(tmp_path, parallel=4), QUANTSERVE_LOG_FORMAT="json") as server:
+        server.http.event_hooks["response"] = [answers.append]
+        for mark in marks:
+            marked(rng, server, mark)
+        flood = b"x" * 1_000_000
+        before = server.log.stat().st_size
+        for _ in range(3):
+            with contextlib.suppress(httpx.TransportError):  # closed in the middle
+                server.http.post(COMPLETIONS, content=iter([flood] * 70))
+        assert server.log.stat().st_size - before < 10_000
+        errors = "".join(answer.text for answer in answers if answer.status_code >= 400 and answer.read())
+        seen = server.log.read_text() + server.http.get("/metrics").text + errors
+        listening = subprocess.run(["ss", "-lntp"], capture_output=True, text=True, check=False).stdout
+        ports = {line.split()[3] for line in listening.splitlines() if f"pid={server.process.pid}," in line}
+    assert [mark for mark in marks if mark in seen] == []
+    assert str(tmp_path) not in errors
+    for line in server.log.read_text().splitlines():
+        assert len(line.encode()) <= 2048
+        if line.startswith("{"):
+            json.loads(line)
+    if listening:
+        assert ports == {f"127.0.0.1:{server.port}"}
