@@ -54,7 +54,7 @@ def refused(**fields: Any) -> RequestError:
         ("top_logprobs", 21, "20"),
         ("presence_penalty", 3, "2"),
         ("frequency_penalty", -3, "-2"),
-        ("repetition_penalty", 0, "0"),
+        ("repetition_penalty", 1e-320, "0.01"),
         ("seed", 2**63, str(2**63 - 1)),
         ("seed", "x", "integer"),
         ("stop", ["a", "b", "c", "d", "e"], "4"),
