@@ -17,7 +17,7 @@ from quant.errors import BadSource
 from quant.files import disk_full_is_typed, shown
 from quant.ggml import FILE_TYPES, TENSOR_TYPES
 from quant.gguf import floats
-from quant.gguf.layout import EMBEDDING, FLOATS, HEAD, Constant, Copied, Planned, plan
+from quant.gguf.layout import EMBEDDING, FLOATS, HEAD, SHARED_WIDTH, Constant, Copied, Planned, plan
 from quant.gguf.shape import Shape, read_shape
 from quant.gguf.tokenizer import Vocabulary, read_vocabulary, write_vocabulary
 from quant.safetensors_header import TensorInfo
@@ -141,11 +141,10 @@ def _write_experts(shape: Shape, writer: gguf.GGUFWriter) -> None:
     writer.add_expert_count(shape.sizes["experts"])
     writer.add_expert_used_count(shape.experts_used)
     writer.add_expert_feed_forward_length(shape.sizes["expert"])
-    if shape.graph.experts_biased:
-        writer.add_expert_shared_count(0)
+    if shape.graph.shares_expert:
+        writer.add_expert_shared_feed_forward_length(SHARED_WIDTH)
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
         writer.add_expert_weights_norm(shape.normalized)
-        writer.add_leading_dense_block_count(shape.dense)
 
 
 def _write_rope(shape: Shape, writer: gguf.GGUFWriter) -> None:
@@ -200,7 +199,8 @@ def _write_tensors(
 def _slabs(tensor: Planned, wanted: FloatType) -> Iterator[floats.Array]:
     match tensor:
         case Constant():
-            yield np.array(tensor.values, "<f4")
+            numbers = np.broadcast_to(np.array(tensor.values, "<f4"), tensor.shape)
+            yield floats.convert(np.ascontiguousarray(numbers), "f32", wanted)
         case Copied():
             yield from _copied_slabs(tensor, wanted)
 

@@ -20,7 +20,7 @@ Sizes = tuple[str, ...]  # names of Shape.sizes: (n,) is a norm, (rows, columns)
 class Experts:
     """Where a config says how many experts there are, how many a token meets, and how wide they are."""
 
-    count: str
+    count: tuple[str, ...]  # the first that is there
     used: str
     width: str
 
@@ -245,6 +245,60 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             activation=("hidden_act", TANH_GELU),
             norm_epsilon="norm_epsilon",
             layer_norm=True,
+        ),
+        "Qwen3MoeForCausalLM": Family(
+            graphs=(graphs.QWEN3_MOE, graphs.FREE_MOE),
+            block=_block(
+                PRE,
+                {
+                    "mlp.gate": ("experts", "hidden"),
+                    "mlp.experts.{}.gate_proj": ("experts", "expert", "hidden"),
+                    "mlp.experts.{}.up_proj": ("experts", "expert", "hidden"),
+                    "mlp.experts.{}.down_proj": ("experts", "hidden", "expert"),
+                },
+                HEADS,
+            ),
+            dense_block=_block(PRE, GATED, HEADS),
+            defaults={
+                **QWEN,
+                "num_key_value_heads": 4,
+                "moe_intermediate_size": 768,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "norm_topk_prob": False,
+            },
+            biases={"attention_bias": ATTENTION},
+            window_switch=True,
+            experts=Experts(
+                count=("num_local_experts", "num_experts"),
+                used="num_experts_per_tok",
+                width="moe_intermediate_size",
+            ),
+        ),
+        "MixtralForCausalLM": Family(
+            graphs=(graphs.LLAMA,),
+            block=_block(
+                PRE,
+                {
+                    "block_sparse_moe.gate": ("experts", "hidden"),
+                    "block_sparse_moe.experts.{}.w1": ("experts", "expert", "hidden"),
+                    "block_sparse_moe.experts.{}.w3": ("experts", "expert", "hidden"),
+                    "block_sparse_moe.experts.{}.w2": ("experts", "hidden", "expert"),
+                },
+            ),
+            defaults={
+                **COMMON,
+                "rms_norm_eps": 1e-5,
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 8,
+                "num_local_experts": 8,
+                "num_experts_per_tok": 2,
+                "norm_topk_prob": True,
+                "rope_theta": 1e6,
+            },
+            experts=Experts(
+                count=("num_local_experts",), used="num_experts_per_tok", width="intermediate_size"
+            ),
         ),
     }
 )

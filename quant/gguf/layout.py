@@ -16,6 +16,7 @@ FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")  # buffers of older transformers; the config says the same
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 NORM = "model.norm"
+SHARED_WIDTH = 256  # of an expert of zeros: a block of every type
 NO_SINK = -1e30  # exp() of it is 0; llama.cpp's checks refuse infinity
 Wanted = Mapping[str, tuple[int, ...]]  # shapes of the checkpoint's tensors by name
 
@@ -44,14 +45,15 @@ class Copied:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """A small vector that follows from the config."""
+    """A small vector that follows from the config, or a matrix of one number."""
 
     name: str
     values: tuple[float, ...]
+    shape: tuple[int, ...] = ()
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.values),)
+    def __post_init__(self) -> None:
+        if not self.shape:
+            object.__setattr__(self, "shape", (len(self.values),))
 
 
 Planned = Copied | Constant
@@ -85,8 +87,7 @@ def _expected(shape: Shape, with_head: bool) -> Iterator[tuple[str, tuple[int, .
 
 
 def _block(shape: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    dense = layer < shape.dense
-    parts = shape.family.dense_block if dense else shape.family.block
+    parts = shape.family.dense_block if layer in shape.dense else shape.family.block
     for module, names in parts.items():
         wanted = tuple(shape.sizes[name] for name in names)
         if len(wanted) == 1:
@@ -122,7 +123,7 @@ class _Plan:
         self._shape = shape
         self._tensors = tensors
         known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-        arch = known.get(shape.graph.arch, gguf.MODEL_ARCH.LLAMA)
+        arch = known.get(shape.graph.arch, known[shape.graph.named_like])
         self._names = gguf.get_tensor_name_map(arch, shape.layers)
         self._head_normed = "self_attn.q_norm" in shape.family.block
 
@@ -202,10 +203,16 @@ def _constants(shape: Shape) -> Iterator[Constant]:
     for layer in range(shape.layers):
         if graph.sinks:
             yield Constant(name=f"blk.{layer}.attn_sinks.weight", values=(NO_SINK,) * shape.heads)
-        if graph.experts_biased and layer >= shape.dense:
-            yield Constant(name=f"blk.{layer}.exp_probs_b.bias", values=(0.0,) * shape.sizes["experts"])
+        if graph.shares_expert and layer not in shape.dense:
+            yield from _zero_expert(shape, layer)
         if graph.wants_biases:
             yield from _zero_biases(shape, layer)
+
+
+def _zero_expert(shape: Shape, layer: int) -> Iterator[Constant]:
+    inner, outer = (SHARED_WIDTH, shape.hidden), (shape.hidden, SHARED_WIDTH)
+    for name, wanted in {"gate": inner, "up": inner, "down": outer}.items():
+        yield Constant(name=f"blk.{layer}.ffn_{name}_shexp.weight", values=(0.0,), shape=wanted)
 
 
 def _zero_biases(shape: Shape, layer: int) -> Iterator[Constant]:

@@ -20,7 +20,7 @@ WINDOW = f"a sliding window below {STANDARD_WINDOW:,} tokens"
 SCORE_CAP = "a cap on attention scores"
 OWN_HEAD = "an output matrix other than the embedding"
 UNNORMALIZED = "expert weights that do not add up to 1"
-LEADING = "dense layers before those with experts"
+DENSE = "layers without experts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,8 @@ class Graph:
     sinks: bool = False  # wants attention sinks, which are written as "none"
     wants_biases: bool = False  # zeros are written where the checkpoint has none
     wants_head: bool = False  # an output matrix is written even where it is the embedding
-    experts_biased: bool = False  # wants a bias on the choice of experts, which is written as 0
+    shares_expert: bool = False  # wants an expert for all tokens and the choice of others told: it is zeros
+    named_like: str = "llama"  # architecture in gguf's table of names, for those that are not in it
     numbers: Mapping[str, float] = field(default_factory=dict)  # metadata that it wants from everybody
     names: Mapping[str, str] = field(default_factory=dict)  # of modules for which gguf's table has another
 
@@ -106,13 +107,13 @@ QWEN3_MOE = Graph(
     biases=frozenset(ATTENTION[:3]),
     abilities=frozenset({FREE_HEAD, OWN_HEAD}),
 )
-# The one graph with Qwen3's attention that can leave the experts' weights as the router gives them.
-UNNORMALIZED_MOE = Graph(
-    arch="glm4moe",
+# Qwen3's attention over experts whose weights stay as the router gives them, or over layers without experts.
+FREE_MOE = Graph(
+    arch="hy_v3",
     rotates_neighbours=False,
     biases=frozenset(ATTENTION[:3]),
-    abilities=frozenset({FREE_HEAD, OWN_HEAD, UNNORMALIZED, LEADING}),
-    experts_biased=True,
-    numbers={},
-    names={"post_attention_layernorm": "post_attention_norm"},
+    abilities=frozenset({FREE_HEAD, OWN_HEAD, UNNORMALIZED, DENSE}),
+    shares_expert=True,
+    named_like="glm4moe",
+    names={"post_attention_layernorm": "ffn_norm"},
 )

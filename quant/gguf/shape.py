@@ -41,7 +41,7 @@ class Shape:
     local_theta: float | None = None  # rope of windowed layers
     query_factor: float = 1.0  # by which scores are too small in llama.cpp
     numbers: Mapping[str, float] = field(default_factory=dict)  # metadata by key
-    dense: int = 0  # layers without experts, the first ones
+    dense: frozenset[int] = frozenset()  # layers without experts
     experts_used: int = 0  # by a token; 0: no experts
     normalized: bool = True  # the weights of a token's experts add up to 1
 
@@ -87,7 +87,7 @@ def read_shape(architecture: str, values: Mapping[str, Any]) -> Shape:
         graphs.SCORE_CAP: Keys.LLM.ATTN_LOGIT_SOFTCAPPING in numbers,
         graphs.LOCAL: local is not None,
         graphs.UNNORMALIZED: not normalized,
-        graphs.LEADING: dense > 0,
+        graphs.DENSE: bool(dense),
     }
     graph = _choose(architecture, family, frozenset(need for need, there in needs.items() if there), biases)
     if window is not None and graphs.WINDOW not in graph.abilities:
@@ -143,7 +143,8 @@ def _sizes(config: Fields, family: Family) -> tuple[dict[str, int], int, int]:
     sizes = {"vocab": config.integer("vocab_size"), "hidden": hidden, "ffn": ffn, "head": head}
     sizes |= {"queries": queries, "keys": keys, "qkv": queries + 2 * keys, "gate_up": 2 * ffn}
     if experts := family.experts:
-        sizes |= {"experts": config.integer(experts.count), "expert": config.integer(experts.width)}
+        count = next(key for key in experts.count if config.has(key))
+        sizes |= {"experts": config.integer(count), "expert": config.integer(experts.width)}
     return sizes, heads, kv_heads
 
 
@@ -191,16 +192,14 @@ def _turned(config: Fields, layers: int) -> tuple[bool, ...]:
     return tuple((layer + 1) % every != 0 for layer in range(layers))
 
 
-def _experts(config: Fields, family: Family, layers: int) -> tuple[bool, int]:
-    """(whether weights are normalized, layers without experts, which must be the first)"""
+def _experts(config: Fields, family: Family, layers: int) -> tuple[bool, frozenset[int]]:
+    """(whether weights are normalized, layers without experts)"""
     if family.experts is None:
-        return True, 0
+        return True, frozenset()
     step = config.integer("decoder_sparse_step") if config.has("decoder_sparse_step") else 1
     plain = set(config.indices("mlp_only_layers")) if config.has("mlp_only_layers") else set()
-    dense = [layer for layer in range(layers) if layer in plain or (layer + 1) % step]
-    if dense != list(range(len(dense))) or len(dense) == layers:
-        raise BadSource("config.json: layers without experts are supported only before all others")
-    return config.flag("norm_topk_prob"), len(dense)
+    dense = frozenset(layer for layer in range(layers) if layer in plain or (layer + 1) % step)
+    return config.flag("norm_topk_prob"), dense
 
 
 def _query_factor(

@@ -35,6 +35,7 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
 GEMMA = {"head_dim": 24, "sliding_window": 9, "query_pre_attn_scalar": 24, "attention_bias": False}
 FULL = {**GEMMA, "layer_types": ["full_attention"] * 3}
 PHI = {"pad_token_id": 0, "num_attention_heads": 4}
+MOE = {"moe_intermediate_size": 32, "num_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
 LONG_PARTIAL = {
     "partial_rotary_factor": 0.75,
     "original_max_position_embeddings": 256,
@@ -188,6 +189,15 @@ CASES = [
     ),
     Case("granite-biases", "GraniteForCausalLM", "granite", {"attention_bias": True, "mlp_bias": True}),
     Case("starcoder2", "Starcoder2ForCausalLM", "starcoder2", {"sliding_window": 4096}, close=GELU),
+    Case("qwen3-moe", "Qwen3MoeForCausalLM", "qwen3moe", {**MOE, "norm_topk_prob": True}),
+    Case("qwen3-moe-unnormalized", "Qwen3MoeForCausalLM", "hy_v3", {**MOE, "head_dim": 24}),
+    Case(
+        "qwen3-moe-mixed",
+        "Qwen3MoeForCausalLM",
+        "hy_v3",
+        {**MOE, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    ),
+    Case("mixtral", "MixtralForCausalLM", "llama", {"num_local_experts": 5, "num_experts_per_tok": 2}),
     Case("starcoder2-bare", "Starcoder2ForCausalLM", "starcoder2", {"use_bias": False}, close=GELU),
 ]
 
