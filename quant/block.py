@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from quant.errors import BadSource, BuildFailed
+from quant.experts import unfuse
 from quant.families import Family, family_of
 
 
@@ -25,7 +26,7 @@ class Decoder:
     def __init__(self, architecture: str, values: Mapping[str, Any]) -> None:
         """`values`: the parsed config.json. Raises UnsupportedArchitecture, or BadSource for a config that
         transformers refuses."""
-        self.family = family_of(architecture)
+        self.family = family_of(architecture).of(values)
         classes = import_module(self.family.package)
         self._layer = getattr(classes, f"{self.family.prefix}DecoderLayer")
         try:
@@ -58,7 +59,7 @@ class Decoder:
         Raises BadSource for missing or unexpected tensors, other shapes, NaN or infinite values."""
         name = self.family.block_name(index)
         with torch.device("meta"):
-            module: nn.Module = self._layer(self.config, index)
+            module = self._made(index)
         _check_tensors(name, module, tensors)
         module.load_state_dict(dict(tensors), strict=True, assign=True)
         module.eval().requires_grad_(False)
@@ -68,8 +69,14 @@ class Decoder:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of a block by name below it, without allocating one."""
         with torch.device("meta"):
-            module = self._layer(self.config, 0)
+            module = self._made(0)
         return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+    def _made(self, index: int) -> nn.Module:
+        module: nn.Module = self._layer(self.config, index)
+        if self.family.experts:
+            unfuse(module, self.family.experts)
+        return module
 
     def _window(self, index: int) -> int | None:
         window: int | None = getattr(self.config, "sliding_window", None)

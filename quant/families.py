@@ -4,12 +4,14 @@ Names are those of the checkpoint, which are transformers' module paths. What ll
 same architectures is in quant.gguf.families.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from quant.errors import UnsupportedArchitecture
+from quant.errors import BadSource, UnsupportedArchitecture
+
+MOST_EXPERTS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,28 @@ class ScaleGroup:
     linears: tuple[str, ...]
     module: str  # the smallest module that holds them all: its output error is what a search looks at
     per_head: str | None = None  # the attention whose heads the channels are: query heads share kv heads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """A mixture of gated MLPs, under the names of the checkpoint."""
+
+    mixture: str  # the module that holds the router and the experts
+    count: tuple[str, ...]  # keys of the config; the first that is there
+    gate: str
+    up: str
+    down: str
+
+    @property
+    def router(self) -> str:
+        return f"{self.mixture}.gate"
+
+    def linears(self, count: int) -> Iterator[tuple[str, ...]]:
+        """Those that share an input, expert by expert."""
+        for number in range(count):
+            expert = f"{self.mixture}.experts.{number}"
+            yield f"{expert}.{self.gate}", f"{expert}.{self.up}"
+            yield (f"{expert}.{self.down}",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +66,7 @@ class Family:
     norm_offset: float = 0.0  # what is added to a norm's weight
     norm_bias: bool = False
     embedding_scale: Literal["none", "root", "multiplier"] = "none"  # root: of the hidden size
+    experts: Experts | None = None
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
@@ -51,6 +76,25 @@ class Family:
     def linears(self) -> tuple[str, ...]:
         """In the order of computation."""
         return tuple(name for group in self.shared_inputs for name in group)
+
+    def of(self, config: Mapping[str, Any]) -> "Family":
+        """The same with all the experts that a config.json names; they are neither rescaled nor clipped.
+
+        Raises BadSource.
+        """
+        if self.experts is None:
+            return self
+        count = next((config[key] for key in self.experts.count if key in config), None)
+        if type(count) is not int or not 0 < count <= MOST_EXPERTS:
+            raise BadSource(
+                f"config.json: {self.experts.count[0]} must be 1 to {MOST_EXPERTS}, not {count!r:.40}"
+            )
+        groups = tuple(self.experts.linears(count))
+        return replace(
+            self,
+            shared_inputs=(*self.shared_inputs, *groups),
+            unclipped=self.unclipped.union(*groups),
+        )
 
     def block_name(self, index: int) -> str:
         return f"{self.blocks}.{index}"
@@ -91,6 +135,18 @@ def _llama_like(
         window=window,
         unclipped=frozenset(QKV[:2]),
         **more,
+    )
+
+
+def _mixture(package: str, prefix: str, experts: Experts) -> Family:
+    return Family(
+        package=f"transformers.models.{package}.modeling_{package}",
+        prefix=prefix,
+        shared_inputs=(QKV, ("self_attn.o_proj",)),
+        scale_groups=(ScaleGroup(source="input_layernorm", linears=QKV, module="self_attn"), V_TO_O),
+        window="all",
+        unclipped=frozenset(QKV[:2]),
+        experts=experts,
     )
 
 
@@ -147,6 +203,22 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "Olmo2ForCausalLM": _llama_like("olmo2", "Olmo2", "none", norms=()),
         "GraniteForCausalLM": _llama_like("granite", "Granite", "none", embedding_scale="multiplier"),
         "Starcoder2ForCausalLM": STARCODER2,
+        "Qwen3MoeForCausalLM": _mixture(
+            "qwen3_moe",
+            "Qwen3Moe",
+            Experts(
+                mixture="mlp",
+                count=("num_local_experts", "num_experts"),
+                gate="gate_proj",
+                up="up_proj",
+                down="down_proj",
+            ),
+        ),
+        "MixtralForCausalLM": _mixture(
+            "mixtral",
+            "Mixtral",
+            Experts(mixture="block_sparse_moe", count=("num_local_experts",), gate="w1", up="w3", down="w2"),
+        ),
     }
 )
 

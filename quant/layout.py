@@ -57,7 +57,7 @@ class Layout:
 
 def read_layout(source: Source) -> Layout:
     """Raises UnsupportedArchitecture, or BadSource naming what is missing, left over or of another shape."""
-    family = family_of(source.architecture)
+    family = family_of(source.architecture).of(source.config)
     _refuse_quantized(source)
     tensors = {n: t for n, t in checkpoint_tensors(source.path).items() if not COMPUTED.search(n)}
     for tensor in tensors.values():

@@ -26,6 +26,7 @@ class Detail:
     rtn_loss: float | None = None  # the same for round-to-nearest
     damping: float | None = None
     fallback: str | None = None  # why the recipe's method was not used
+    tokens: int | None = None  # that were sent to the expert whose module it is
     bytes: int | None = None  # of the finished block in the file
     memory_bytes: int | None = None  # most that was held so far, of the GPU's memory or else the machine's
     eta_s: float | None = None  # seconds until the last block is done

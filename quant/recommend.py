@@ -96,6 +96,8 @@ def read_facts(source: Source) -> Facts:
     if source.kind != "hf":
         raise BadSource("a recommendation needs a checkpoint: presets are made from one")
     shape, tensors = read_shape(source.architecture, source.config), checkpoint_tensors(source.path)
+    if shape.experts_used:
+        raise BadSource("a recommendation needs a dense model: sizes of mixtures of experts are not tabled")
     planned = [
         tensor
         for tensor in plan(shape, tensors, with_head=not shape.tied and HEAD in tensors)

@@ -70,7 +70,7 @@ def _model(config: Mapping[str, Any], architecture: str, weights: dict[str, Tens
     classes = import_module(family.package)
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
-        known = getattr(classes, f"{family.prefix}Config").from_dict(plain)
+        known = getattr(classes, f"{family.config or family.prefix}Config").from_dict(plain)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         first = str(error).strip().rpartition("\n")[2].strip()
         raise BadSource(f"config.json: transformers refuses it: {first:.200}") from error

@@ -73,6 +73,7 @@ class LayerRecord:
     rtn_loss: float | None = None  # the same for round-to-nearest under the same scheme
     damping: float | None = None  # share of the Hessian's mean diagonal that was added (GPTQ)
     fallback: str | None = None  # why the method was not used
+    tokens: int | None = None  # of the calibration text that were sent to this expert; None: no expert's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

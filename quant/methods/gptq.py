@@ -15,13 +15,15 @@ from torch import Tensor
 from quant.layer import AffineLinear
 from quant.methods.base import Activations, Block, BlockResult, LayerPlan, LayerRecord
 from quant.methods.layers import affine_scheme, float_weight, install
-from quant.methods.observing import hessian_of, output_error
+from quant.methods.observing import gram_of, output_error
 from quant.methods.ranges import by_column, searched_parameters
 from quant.methods.solver import factor, solve
 from quant.numerics import affine_parameters, round_to_nearest
 from quant.scheme import Scheme
 
 DAMPING = 0.01
+ENOUGH = 16  # an expert needs a token for each so many columns
+STARVED = "a starved expert"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,10 +69,15 @@ def compensate(
     """GPTQ of `weights` (emptied on the way), installed in the block group by group."""
     done: dict[str, Compensated] = {}
     for names in shared_groups(block, plans):
-        hessian = hessian_of(block, inputs, names[0])
+        gram = gram_of(block, inputs, names[0])
+        routed = gram.tokens if _is_expert(block, names[0]) else None
         for alike in same_plan(names, plans):
-            solved = _solve_alike(block, {name: weights.pop(name) for name in alike}, hessian, plans, options)
-            some = {name: _named(one, method) for name, one in solved.items()}
+            some_weights = {name: weights.pop(name) for name in alike}
+            if routed is not None and routed < gram.hessian.shape[0] // ENOUGH:
+                solved = _starved(block, some_weights, routed, plans)
+            else:
+                solved = _solve_alike(block, some_weights, gram.hessian, plans, options)
+            some = {name: _named(one, method, routed) for name, one in solved.items()}
             done |= some
             install(block, {name: one.layer for name, one in some.items()})
             for one in some.values():
@@ -78,9 +85,29 @@ def compensate(
     return done
 
 
-def _named(one: Compensated, method: str) -> Compensated:
-    """`method`: what GPTQ is a part of."""
-    return one if one.record.fallback else replace(one, record=replace(one.record, method=method))
+def _named(one: Compensated, method: str, routed: int | None) -> Compensated:
+    """`method`: what GPTQ is a part of. `routed`: tokens that were sent to an expert."""
+    record = one.record if one.record.fallback else replace(one.record, method=method)
+    return replace(one, record=replace(record, tokens=routed))
+
+
+def _is_expert(block: Block, linear: str) -> bool:
+    experts = block.family.experts
+    return experts is not None and linear.startswith(f"{experts.mixture}.experts.")
+
+
+def _starved(
+    block: Block, weights: Mapping[str, Tensor], tokens: int, plans: Mapping[str, LayerPlan]
+) -> dict[str, Compensated]:
+    """An expert of whose inputs too little is known is rounded to nearest."""
+    done = {}
+    for name, weight in weights.items():
+        plan = plans[name]
+        plain = round_to_nearest(weight, affine_scheme(block, name, plan), plan.scale_dtype)
+        why = f"{STARVED}: {tokens} tokens of the calibration text"
+        record = LayerRecord(module=f"{block.name}.{name}", method="rtn", fallback=why)
+        done[name] = Compensated(plain, weight, record)
+    return done
 
 
 def shared_groups(block: Block, plans: Mapping[str, LayerPlan]) -> Iterator[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,8 +35,21 @@ def feed(block: Block, inputs: Activations, linear: str, see: Callable[[Tensor],
         handle.remove()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Gram:
+    """What reached a linear."""
+
+    hessian: Tensor  # mean of x x^T over the tokens: float32 [in, in], symmetric, on the block's device
+    tokens: int
+
+
 def hessian_of(block: Block, inputs: Activations, linear: str) -> Tensor:
-    """Mean of x x^T over the tokens that reach `linear`: float32 [in, in], symmetric, on the block's device.
+    """As `gram_of`."""
+    return gram_of(block, inputs, linear).hessian
+
+
+def gram_of(block: Block, inputs: Activations, linear: str) -> Gram:
+    """An expert's linear is reached by the tokens that are sent to it, perhaps by none: then it is zero.
 
     Raises BuildFailed naming the linear for NaN or infinite inputs.
     """
@@ -54,7 +68,7 @@ def hessian_of(block: Block, inputs: Activations, linear: str) -> Tensor:
     if not bool(torch.isfinite(total).all()):
         raise BuildFailed(f"{block.name}.{linear}: its inputs have NaN or infinite values")
     total /= max(tokens, 1)
-    return total.add_(total.T.clone()).mul_(0.5)
+    return Gram(total.add_(total.T.clone()).mul_(0.5), tokens)
 
 
 @contextmanager

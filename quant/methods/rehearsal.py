@@ -208,6 +208,8 @@ def _observe(block: Block, hidden: list[Tensor], linear: str) -> Seen:
         most.append(x.abs().amax(0))
 
     feed(block, hidden, linear, note)
+    if not sums:  # an expert that no token of the sample was sent to
+        sums = most = [torch.zeros_like(block.linears[linear].weight[0])]
     return Seen(hessian_of(block, hidden, linear), torch.stack(sums).mean(0), torch.stack(most).amax(0))
 
 

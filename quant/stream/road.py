@@ -23,6 +23,8 @@ from quant.checkpoint import CONFIG
 from quant.errors import BadRecipe, BadSource
 from quant.formats.registry import load as load_format
 from quant.journal import Journal
+from quant.layout import Layout
+from quant.methods.gptq import STARVED
 from quant.plan import builder_version
 from quant.progress import Detail, Progress
 from quant.safetensors_header import TensorInfo, read_header
@@ -66,6 +68,7 @@ class TorchRoad(Road):
         with self.stage("assemble", "bytes"):
             bits = self._assemble(plan, workshop, loop)
         notes = [*([plan.text.note] if plan.text and plan.text.note else []), *loop.notes]
+        notes += _starved(loop.records())
         facts = {"resumed": resumed, "restarted": restarted, "device": on.type, "notes": notes}
         return self.publish(bits, versions(*PACKAGES), blocks=loop.costs(), **facts)
 
@@ -132,7 +135,7 @@ class TorchRoad(Road):
         write_shards(tensors, out, lambda done, all: self.report(Progress("assemble", done, all, "bytes")))
         sample = workshop.sample(0, layout.blocks[0], read_file(loop.file(0)))
         kept = tuple(one.module for one in plan.modules if one.kept)
-        config = workshop.format.config(plan.schemes, (*kept, layout.family.head), sample)
+        config = workshop.format.config(plan.schemes, (*kept, *_routers(layout), layout.family.head), sample)
         files = {
             CONFIG: as_json({**self.source.config, "quantization_config": config}),
             REPORT: as_json({"text": plan.text and plan.text.said, "modules": loop.records()}),
@@ -146,6 +149,20 @@ class TorchRoad(Road):
 
     def _words(self, plan: TorchPlan) -> Words:
         return read_words(self.source, plan.layout.embedding.shape[0], plan.layout.context)
+
+
+def _starved(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line about the experts that the calibration text did not reach often enough, if there are some."""
+    found = [record["module"] for record in records if (record["fallback"] or "").startswith(STARVED)]
+    if not found:
+        return []
+    return [f"{len(found)} linears of starved experts are rounded to nearest: {', '.join(found)}"]
+
+
+def _routers(layout: Layout) -> tuple[str, ...]:
+    """Kept as they are; named for readers that take them for linears."""
+    experts, blocks = layout.family.experts, range(len(layout.blocks))
+    return tuple(f"{layout.family.block_name(n)}.{experts.router}" for n in blocks) if experts else ()
 
 
 def bits_per_weight(tensors: Sequence[TensorInfo], elements: int) -> float:

@@ -8,6 +8,8 @@ import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from quant.experts import ExpertList, unfuse
+from quant.families import FAMILIES
 from server.backends.torch_.attention import NAME, paged_attention
 from server.backends.torch_.kv import KVShape
 from server.errors import OpenError
@@ -39,6 +41,7 @@ def skeleton(config: Any) -> Any:
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise OpenError(f"transformers cannot build {architecture}: {_line(error)}") from None
     _require_runnable(model, architecture)
+    _separate_experts(model, architecture)
     _fill_buffers(model)
     return model.eval()
 
@@ -60,6 +63,19 @@ def _require_runnable(model: Any, architecture: str) -> None:
     tables = [rope, *(table for table in rope.values() if isinstance(table, dict))]
     if UNEVEN_ROPE in {table.get("rope_type") for table in tables}:
         raise OpenError(f"{architecture} turns positions by {UNEVEN_ROPE} RoPE, which is not built")
+
+
+def _separate_experts(model: Any, architecture: str) -> None:
+    """A linear of their own for each matrix, as checkpoints have them and formats store them."""
+    family = FAMILIES.get(architecture)
+    if family and family.experts:
+        for layer in model.base_model.layers:
+            unfuse(layer, family.experts)
+
+
+def has_experts(model: Any) -> bool:
+    """Which of them a token meets is known only when it is computed: such steps cannot be recorded."""
+    return any(isinstance(module, ExpertList) for module in model.modules())
 
 
 def settle_rope(model: Any, context: int) -> None:

@@ -19,7 +19,7 @@ from server.backends.torch_.kv import PAGE, KVCache, KVShape, PageTables
 from server.backends.torch_.linear.choose import Target
 from server.backends.torch_.load import load_weights
 from server.backends.torch_.machine import choose_device, choose_target, set_threads
-from server.backends.torch_.model import kv_shape, model_config, settle_rope, skeleton
+from server.backends.torch_.model import has_experts, kv_shape, model_config, settle_rope, skeleton
 from server.backends.torch_.options import Options
 from server.backends.torch_.sizing import limits_for, step_tokens
 from server.errors import OpenError
@@ -44,7 +44,7 @@ def open_variant(
     cache = KVCache(shape, pages, target.dtype, target.device)
     on_gpu = target.device.type == "cuda"
     executor = TorchExecutor(model, limits, tables, cache, options.depth or (2 if on_gpu else 1))
-    if on_gpu and options.graphs and compiled(target.device):
+    if on_gpu and options.graphs and compiled(target.device) and not has_experts(model):
         executor.replay = replays(
             model, cache, limits, CudaRecorder(), lambda done: progress(PROVED + (1 - PROVED) * done)
         )

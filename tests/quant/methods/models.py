@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quant.block import Decoder, DecoderBlock
+from quant.families import FAMILIES
 from quant.methods.base import BlockResult, LayerPlan, LayerRecord
 from quant.methods.registry import load_method
 from quant.scheme import Scheme
@@ -51,7 +52,16 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
         "logits_scaling": 2.0,
     },
     "Starcoder2ForCausalLM": {"model_type": "starcoder2"},
+    "Qwen3MoeForCausalLM": {
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "head_dim": 16,
+    },
+    "MixtralForCausalLM": {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2},
 }
+MIXTURES = ("Qwen3MoeForCausalLM", "MixtralForCausalLM")
 FOUNDERS = tuple(ARCHITECTURES)[:4]  # enough where a test is slow and architectures do not matter
 COMMON = {
     "hidden_size": 64,
@@ -85,9 +95,24 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 
 def block_of(model: nn.Module, index: int = 0) -> DecoderBlock:
     """A copy of the model's block."""
-    layer = model.get_submodule(f"model.layers.{index}")
     decoder = Decoder(type(model).__name__, config_of(model))
-    return decoder.block(index, {name: tensor.clone() for name, tensor in layer.state_dict().items()})
+    return decoder.block(index, tensors_of(model, index))
+
+
+def tensors_of(model: nn.Module, index: int) -> dict[str, Tensor]:
+    """Of one layer, as a checkpoint has them: experts one by one."""
+    layer = model.get_submodule(f"model.layers.{index}")
+    found = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    experts = FAMILIES[type(model).__name__].experts
+    if experts is None:
+        return found
+    found[f"{experts.router}.weight"] = found.pop("mlp.gate.weight")
+    pairs = found.pop("mlp.experts.gate_up_proj"), found.pop("mlp.experts.down_proj")
+    for number, (gate_up, down) in enumerate(zip(*pairs, strict=True)):
+        gate, up = gate_up.chunk(2)
+        for name, tensor in ((experts.gate, gate), (experts.up, up), (experts.down, down)):
+            found[f"{experts.mixture}.experts.{number}.{name}.weight"] = tensor.clone()
+    return found
 
 
 class Batches(list[Tensor]):

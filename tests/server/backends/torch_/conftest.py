@@ -46,6 +46,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "logits_scaling": 2.0,
     },
     "starcoder2": {"sliding_window": 24},
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24},
 }
 
 
