@@ -9,6 +9,7 @@ from server.api.door import new_id, now
 from server.api.generate import Tally
 from server.api.logprobs import chat_logprobs
 from server.api.schema.answers import TokenLogprob
+from server.api.schema.base import defined
 from server.api.schema.response_answers import (
     CallOutput,
     Incomplete,
@@ -45,9 +46,9 @@ def begun(body: ResponsesRequest, id: str) -> ModelResponse:
         reasoning={"effort": None if body.reasoning is None else body.reasoning.effort, "summary": None},
         store=body.store,
         temperature=body.temperature,
-        text={"format": {"type": "text"} if format is None else format.model_dump(by_alias=True)},
-        tool_choice=choice if isinstance(choice, str) else choice.model_dump(),
-        tools=[tool.model_dump() for tool in body.tools],
+        text={"format": {"type": "text"} if format is None else defined(format)},
+        tool_choice=defined(choice),
+        tools=defined(body.tools),
         top_logprobs=body.top_logprobs or 0,
         top_p=body.top_p,
     )

@@ -52,6 +52,18 @@ class Body(Loose):
         return [name for name in names if name not in self.UNSUPPORTED]
 
 
+def defined(value: Any) -> Any:
+    """What a client sent, as JSON, but for the fields that nobody defines."""
+    match value:
+        case BaseModel():
+            fields = type(value).model_fields.items()
+            return {info.alias or name: defined(value.__dict__[name]) for name, info in fields}
+        case list():
+            return [defined(item) for item in value]
+        case _:
+            return value
+
+
 @cache
 def field_names() -> frozenset[str]:
     """Every parameter of every request, nested ones too: names that an error may repeat."""

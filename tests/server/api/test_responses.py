@@ -182,6 +182,26 @@ async def test_what_cannot_be_done_is_refused_by_its_own_name(
     assert error_of(response)["param"] == param
 
 
+async def test_the_request_comes_back_without_what_nobody_defines(http: httpx.AsyncClient) -> None:
+    deep: object = 1
+    for _ in range(300):
+        deep = {"a": deep}
+    odd = {"odd": deep}
+    allowed = {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "function", "name": "look", **odd}],
+    }
+    form = {"type": "json_schema", "name": "x", "schema": CITY, **odd}
+    body = asked(tools=[{**TOOL, **odd}], tool_choice={**allowed, **odd}, text={"format": form})
+    raw = json.dumps(body).encode()
+    response = await http.post(RESPONSES, content=raw, headers={"content-type": "application/json"})
+    assert response.status_code == 200, response.text
+    assert "odd" not in response.text
+    assert response.json()["text"]["format"]["schema"] == CITY
+    assert response.json()["tools"][0]["parameters"] == CITY
+
+
 async def test_what_has_no_effect_is_named(http: httpx.AsyncClient) -> None:
     fields = {"include": ["reasoning.encrypted_content"], "user": "u", "unheard_of": 1}
     response = await http.post(RESPONSES, json=asked(**fields))
