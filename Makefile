@@ -46,7 +46,7 @@ bench: $(VENV)/.dev ## Measure tokens/s and latencies on the bundled model (BENC
 	@$(BIN)/python -m benchmarks.serving $(BENCH)
 
 docs: $(VENV)/.dev ## Write the generated parts of docs/ again
-	@$(BIN)/python docs/build.py
+	@$(BIN)/python -m docs.build
 
 clean: ## Remove what builds and tools leave behind (.venv and the model cache stay)
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
