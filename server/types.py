@@ -11,6 +11,22 @@ from msgspec import Struct
 FinishReason = Literal["stop", "length", "abort"]
 
 
+class Candidates(Struct, frozen=True, array_like=True):
+    """Tokens whose log-probabilities are wanted at the prompt's positions from `first` on, so many at each.
+
+    Only measuring asks for them: whoever compares two models wants to know of the same tokens.
+    """
+
+    first: int  # at least 1: nothing predicts the prompt's first token
+    count: int
+    ids: bytes  # int32, little-endian, [positions, count]
+
+    def at(self, position: int) -> bytes:
+        """Those of one position, b"" before the first."""
+        start = 4 * self.count * (position - self.first)
+        return self.ids[start : start + 4 * self.count] if position >= self.first else b""
+
+
 class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens. Ranges are checked at the API; here they are trusted."""
 
@@ -27,6 +43,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None  # None: none; k: the sampled token's and those of the k most likely
     prompt_logprobs: int | None = None  # the same for every prompt position but the first
+    prompt_candidates: Candidates | None = None  # besides; only with prompt_logprobs
     stop_ids: tuple[int, ...] = ()  # end the answer; the stopping token is part of the event, not of the text
 
 
@@ -128,6 +145,7 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     logprob: float  # of the token itself
     top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
     rank: int = 1  # of the token itself: 1 and the number of tokens that are more likely
+    candidates: bytes = b""  # float32, little-endian: of each candidate, and log of all others' probability
 
 
 class Tokens(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from server.backends.llama.context import LlamaContext
 from server.backends.llama.model import LlamaModel
 from server.backends.llama.options import PAGE
-from server.backends.llama.sampling import BadLogits, Sampler, greedy, score
+from server.backends.llama.sampling import BadLogits, Sampler, candidate_logs, greedy, score
 from server.engine.step import (
     Batch,
     CopyPrefix,
@@ -187,9 +188,12 @@ class LlamaExecutor:
     def _score(self, span: Span, logits: NDArray[np.float32]) -> Iterator[TokenLogprobs]:
         first = span.row.start + span.low + 1
         following = span.row.sequence.tokens[first : first + span.scored]
-        count = span.row.sequence.params.prompt_logprobs or 0
-        for line, token in zip(logits, following, strict=False):
-            yield score(line, token, count, self._scratch)
+        params = span.row.sequence.params
+        for place, (line, token) in enumerate(zip(logits, following, strict=False)):
+            found = score(line, token, params.prompt_logprobs or 0, self._scratch)
+            if params.prompt_candidates and (ids := params.prompt_candidates.at(first + place)):
+                found = replace(found, candidates=candidate_logs(line, ids, self._scratch))
+            yield found
 
     def _sampler(self, sequence: SequenceView) -> Sampler:
         if (sampler := self._samplers.get(sequence.key)) is None:

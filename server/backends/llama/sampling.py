@@ -291,6 +291,18 @@ def log_total(logits: Logits, scratch: Logits) -> float:
     return float(largest) + math.log(total(scratch))
 
 
+def candidate_logs(logits: Logits, ids: bytes, scratch: Logits) -> bytes:
+    """What TokenLogprobs.candidates holds, for distinct `ids` of Candidates. Raises BadLogits."""
+    norm = log_total(logits, scratch)
+    places = np.frombuffer(ids, "<i4")
+    logs = np.empty(len(places) + 1, "<f4")
+    np.subtract(logits[places], norm, out=logs[:-1])
+    scratch[places] = 0.0  # what log_total left: probabilities, relative to the largest
+    rest = total(scratch)
+    logs[-1] = math.log(rest) + float(logits.max()) - norm if rest > 0.0 else -math.inf
+    return logs.tobytes()
+
+
 def score(logits: Logits, token: int, count: int, scratch: Logits) -> TokenLogprobs:
     """Log-probabilities of the token and of the `count` most likely ones. Raises BadLogits."""
     norm, own = log_total(logits, scratch), logits[token]

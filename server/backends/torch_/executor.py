@@ -12,7 +12,7 @@ from server.backends.torch_.inputs import Inputs, gather_inputs
 from server.backends.torch_.kv import KVCache, PageTables
 from server.backends.torch_.passes import Span, passes
 from server.backends.torch_.results import PassResult, read_results
-from server.backends.torch_.sampling import Choice, Drawer, choose, score
+from server.backends.torch_.sampling import Choice, Drawer, candidate_logs, choose, score
 from server.backends.torch_.transfer import numbers_to_device, to_device
 from server.engine.step import Batch, Row, RowResult, SequenceView, StepFailed
 from server.types import Limits
@@ -165,6 +165,20 @@ class TorchExecutor:
         index, tokens = to_device(torch.tensor([rows, following], dtype=torch.int64), self._device)
         result.prompt_counts = counts
         result.prompt_scores = score(logits[index], tokens, max(counts))
+        result.candidates = [self._candidates(span, place, logits) for place, span in _places(result.spans)]
+
+    def _candidates(self, span: Span, place: int, logits: Tensor) -> Tensor | None:
+        """float32 [positions, n + 1] for the last scored positions of the span that have candidates."""
+        wanted = span.row.sequence.params.prompt_candidates
+        if wanted is None or not span.scored:
+            return None
+        begin, end = max(wanted.first, span.start + 1), span.start + 1 + span.scored
+        if begin >= end:
+            return None
+        ids = b"".join(map(wanted.at, range(begin, end)))
+        table = torch.frombuffer(bytearray(ids), dtype=torch.int32).view(end - begin, wanted.count).long()
+        rows = logits[place + span.scored - (end - begin) : place + span.scored]
+        return candidate_logs(rows, to_device(table, self._device))
 
 
 def forward(model: Any, inputs: Inputs, paged: Paged) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from msgspec.structs import replace as replace_struct
 from torch import Tensor
 
 from server.backends.torch_.passes import Span
@@ -21,6 +22,7 @@ class PassResult:
     scores: Scores | None = None  # one row for each of `wanted`
     prompt_counts: list[int] = field(default_factory=list)  # likely tokens to list
     prompt_scores: Scores | None = None  # one row for each of `prompt_counts`
+    candidates: list[Tensor | None] = field(default_factory=list)  # of each span; see candidate_logs
     _arrived: torch.cuda.Event | None = None
 
     def fetched(self) -> "PassResult":
@@ -33,6 +35,7 @@ class PassResult:
             tokens=None if self.tokens is None else _to_host(self.tokens),
             scores=_scores_to_host(self.scores),
             prompt_scores=_scores_to_host(self.prompt_scores),
+            candidates=[None if found is None else _to_host(found) for found in self.candidates],
         )
         found._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         found._arrived.record()
@@ -91,6 +94,15 @@ def _prompt_scores(result: PassResult) -> Iterator[tuple[int, list[TokenLogprobs
     if result.prompt_scores is None:
         return
     scores, place = result.prompt_scores.read(result.prompt_counts), 0
-    for span in result.spans:
-        yield span.number, scores[place : place + span.scored]
+    for span, logs in zip(result.spans, result.candidates, strict=True):
+        own = scores[place : place + span.scored]
+        yield span.number, own if logs is None else _with_candidates(own, logs)
         place += span.scored
+
+
+def _with_candidates(scores: list[TokenLogprobs], logs: Tensor) -> list[TokenLogprobs]:
+    """`logs` are those of the last ones."""
+    plain = len(scores) - len(logs)
+    lines = logs.numpy().astype("<f4")
+    with_logs = zip(scores[plain:], lines, strict=True)
+    return scores[:plain] + [replace_struct(own, candidates=line.tobytes()) for own, line in with_logs]

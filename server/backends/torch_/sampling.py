@@ -291,6 +291,16 @@ class Scores:
         ]
 
 
+def candidate_logs(logits: Tensor, ids: Tensor) -> Tensor:
+    """logits float32 [rows, vocabulary], ids int64 [rows, n], distinct in a row -> float32 [rows, n + 1].
+
+    Log-probabilities of these tokens, and the log of all others' probability.
+    """
+    norm = logits.logsumexp(-1, keepdim=True)
+    rest = logits.scatter(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
+    return torch.cat((logits.gather(1, ids), rest), dim=1) - norm
+
+
 def score(logits: Tensor, tokens: Tensor, most: int) -> Scores:
     """logits float32 [rows, vocabulary], tokens int64 [rows]; `most`: likely tokens wanted by any row."""
     norm = logits.logsumexp(-1, keepdim=True)

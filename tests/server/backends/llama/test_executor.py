@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from server.backends.llama.backend import LlamaOpened
 from server.backends.llama.executor import LlamaExecutor
 from server.engine.step import CopyPrefix, Executor, Release, Trim
-from server.types import SamplingParams, TokenLogprobs
+from server.types import Candidates, SamplingParams, TokenLogprobs
 from tests.server.backends.llama.support import (
     TEXTS,
     Line,
@@ -117,6 +117,26 @@ def test_prefill_in_chunks_beside_decoding_rows_gives_the_same_scores(f32: Llama
     clear(executor)
     assert [s.logprob for s in scores] == pytest.approx([s.logprob for s in whole], abs=1e-3)
     assert max(differences(scores, whole)) < 1e-3
+
+
+def test_candidates_have_the_log_probabilities_that_the_list_of_the_likely_has(f32: LlamaOpened) -> None:
+    """And what is left is left for all others, down to one candidate, however the prompt is cut."""
+    executor, tokens = f32.executor, encoded(f32)[0]
+    likely = prefill_scores(executor, tokens)[3:]
+    for count in (5, 1):
+        ids = np.array([[token for token, _ in score.top[:count]] for score in likely], "<i4")
+        wanted = Candidates(4, count, ids.tobytes())
+        line = Line(list(tokens), params(prompt_logprobs=0, prompt_candidates=wanted))
+        scores: list[TokenLogprobs] = []
+        for start in range(0, len(tokens), 6):
+            (result,) = step(executor, [line.row(0, start, samples=False, end=start + 6)])
+            scores += result.prompt_logprobs
+        clear(executor)
+        assert not any(score.candidates for score in scores[:3])
+        logs = np.array([np.frombuffer(score.candidates, "<f4") for score in scores[3:]], np.float64)
+        listed = [[log for _, log in score.top[:count]] for score in likely]
+        assert logs[:, :-1] == pytest.approx(np.array(listed), abs=1e-3)
+        assert np.exp(logs).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
 def prefill_scores(executor: Executor, tokens: list[int]) -> tuple[TokenLogprobs, ...]:

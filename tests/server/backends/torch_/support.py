@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -93,9 +94,27 @@ class Reference:
         found: torch.Tensor = self.model(torch.tensor([list(tokens)])).logits[0].float().log_softmax(-1)
         return found
 
-    def furthest(self, prompt: Sequence[int], answer: Answer) -> float:
+    def furthest(self, request: Generate, answer: Answer) -> float:
         """The largest difference of all log-probabilities that came with an answer."""
-        return max(self.differences(prompt, answer), default=0.0)
+        found = self.differences(request.prompt, answer)
+        if request.params.prompt_candidates and answer.prompt_logprobs:
+            found += self.candidate_differences(request, answer)
+        return max(found, default=0.0)
+
+    def candidate_differences(self, request: Generate, answer: Answer) -> list[float]:
+        table, wanted = self.logprobs(request.prompt), request.params.prompt_candidates
+        assert wanted is not None
+        found = []
+        for position, score in enumerate(answer.prompt_logprobs, start=1):
+            ids = np.frombuffer(wanted.at(position), "<i4").tolist()
+            assert len(score.candidates) == (4 * len(ids) + 4 if ids else 0)
+            logs = np.frombuffer(score.candidates, "<f4").tolist()
+            row = table[position - 1]
+            found += [abs(log - float(row[token])) for log, token in zip(logs, ids, strict=False)]
+            if ids:
+                others = row.index_fill(0, torch.tensor(ids), float("-inf")).logsumexp(0)
+                found.append(abs(logs[-1] - float(others)))
+        return found
 
     def differences(self, prompt: Sequence[int], answer: Answer) -> list[float]:
         tokens = [*prompt, *answer.tokens]

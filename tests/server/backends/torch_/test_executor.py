@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from server.backends.torch_.fused import FusedLayer
 from server.backends.torch_.inputs import Inputs
 from server.backends.torch_.opening import replays
 from server.engine.step import PREVIOUS, Batch, CopyPrefix, Release, Trim
-from server.types import Generate, SamplingParams
+from server.types import Candidates, Generate, SamplingParams
 from tests.server.backends.llama.support import Line, clear, params, step
 from tests.server.backends.torch_.conftest import FAMILIES, VOCAB, save_random
 from tests.server.backends.torch_.support import Reference, open_model, serve
@@ -40,9 +41,19 @@ def crowd(vocab: int, count: int, seed: int) -> list[Generate]:
             frequency_penalty=dice.choice((0.0, 0.0, 0.5)),
             logprobs=5,
             prompt_logprobs=dice.choice((None, None, None, 3)),
+            prompt_candidates=candidates(random.Random(number), vocab, len(prompt)),
         )
         requests.append(Generate(id=str(number), prompt=tuple(prompt), params=wanted))
     return requests
+
+
+def candidates(dice: random.Random, vocab: int, size: int) -> Candidates | None:
+    """Ids for the last positions of a prompt."""
+    if size < 3:
+        return None
+    first = dice.randrange(1, size)
+    ids = [dice.sample(range(vocab), 4) for _ in range(size - first)]
+    return Candidates(first, 4, np.array(ids, "<i4").tobytes())
 
 
 def worst(reference: Reference, executor: TorchExecutor, requests: list[Generate]) -> tuple[float, int, int]:
@@ -50,7 +61,7 @@ def worst(reference: Reference, executor: TorchExecutor, requests: list[Generate
     answers, scheduler = serve(executor, requests)
     assert not [answer.error for answer in answers.values() if answer.error]
     assert all(len(answers[r.id].tokens) == r.params.max_tokens for r in requests)
-    found = max(reference.furthest(request.prompt, answers[request.id]) for request in requests)
+    found = max(reference.furthest(request, answers[request.id]) for request in requests)
     return found, scheduler.status.preemptions, scheduler.status.cached_tokens
 
 
@@ -250,7 +261,7 @@ def test_out_of_memory_fails_the_youngest_and_the_rest_goes_on(
     assert [r.id for r in requests if answers[r.id].error] == ["4"]
     assert answers["4"].error == "out of memory"
     for request in requests[:4]:
-        assert reference("qwen2").furthest(request.prompt, answers[request.id]) < NEAR
+        assert reference("qwen2").furthest(request, answers[request.id]) < NEAR
 
 
 def test_a_model_that_computes_no_numbers_fails_its_step_and_poisons_nobody(
@@ -266,7 +277,7 @@ def test_a_model_that_computes_no_numbers_fails_its_step_and_poisons_nobody(
     weight[5] = kept
     (request,) = crowd(VOCAB, 1, seed=2)
     answers, _ = serve(executor, [request])
-    assert reference("qwen2").furthest(request.prompt, answers["0"]) < NEAR
+    assert reference("qwen2").furthest(request, answers["0"]) < NEAR
     assert not any(keys.isnan().any() for keys in executor._cache.keys)
 
 
