@@ -4,7 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["pull", "convert", "check", "calibrate", "imatrix", "quantize", "assemble", "publish"]
+Stage = Literal[
+    "pull",
+    "convert",
+    "check",
+    "calibrate",
+    "imatrix",
+    "quantize",
+    "assemble",
+    "publish",
+    "reference",
+    "measure",
+    "answers",
+    "perplexity",
+    "speed",
+    "blocks",
+]
 
 
 @dataclass(frozen=True, slots=True)

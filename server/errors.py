@@ -83,6 +83,12 @@ class Conflict(RequestError):
     code = "conflict"
 
 
+class VariantRejected(Conflict):
+    """The gate keeps it from being served; the message has the figures."""
+
+    code = "variant_rejected"
+
+
 class BodyTooLarge(RequestError):
     status = 413
     code = "body_too_large"

@@ -60,6 +60,7 @@ class Settings:
     cache_max_bytes: int | None = None  # None: what the disk holds
     memory_budget: int | None = None  # bytes that all engines may hold; None: most of the machine's
     gpu_memory_budget: int | None = None  # the same of each GPU
+    measure_budget_s: float = 20.0  # that a first load waits for a quick measurement; 0: for none
     jobs_at_once: int = 1  # builds and measurements; downloads have a queue of their own
 
 
@@ -124,6 +125,10 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+def _budget(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
+
+
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
@@ -181,6 +186,7 @@ READERS: Mapping[str, Reader] = {
     "cache_max_bytes": _bytes,
     "memory_budget": _bytes,
     "gpu_memory_budget": _bytes,
+    "measure_budget_s": _budget,
     "jobs_at_once": _whole(1, 64),
 }
 VARIABLES = {name: PREFIX + name.removesuffix("_s").upper() for name in READERS} | {

@@ -1,10 +1,16 @@
 """How far a variant's next-token probabilities are from its source's: KL divergence, agreement, perplexity.
 
 What the source says is computed once per text and kept: its `KEPT` most probable tokens and the sum of the
-rest. The rest counts as one event, so that the divergence is never above the exact one.
+rest, which counts as one event r. By the chain rule the exact divergence is
+
+    KL(p || q) = sum over kept p ln(p / q)  +  p(r) ln(p(r) / q(r))  +  p(r) KL(p(. | r) || q(. | r))
+
+of which the last part is left out: the figure is never above the exact one, and below it by the rest's
+probability times how far the two tails are apart. Where the text was sampled from the source, the text's own
+tokens outside the kept ones estimate that part without bias (`Comparison.tail`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +51,16 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """What a variant says in one chunk, a row for each scored token."""
+
+    logs: Singles  # [scored, kept]: log-probabilities of the source's tokens, in the same order
+    rest: Singles  # [scored]: log of all other tokens' probability
+    target: Singles  # [scored]: log-probability of the token that follows in the text
+    best: Ids  # [scored, BEST]: the most probable tokens, best first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Reference:
     text: Text
     chunks: tuple[Expected, ...]
@@ -59,6 +75,7 @@ class Comparison:
     overlap: tuple[Singles, ...]  # share of the source's BEST most probable tokens among the variant's
     surprise: tuple[Singles, ...]  # the variant's -log p of the text's token
     source_surprise: tuple[Singles, ...]
+    tail: tuple[Singles, ...]  # what `divergence` leaves out, estimated by the text's token; most are 0
 
     def score(self) -> "Score":
         return Score(
@@ -106,14 +123,23 @@ def reference(scorer: Scorer, text: Text, *, kept: int = KEPT) -> Reference:
 def compare(scorer: Scorer, source: Reference) -> Comparison:
     """`scorer` on the reference's text. Raises BuildFailed where its numbers are not finite."""
     pairs = zip(source.text.chunks, source.chunks, strict=True)
-    found = [_compared(_rows(scorer, chunk), chunk, expected) for chunk, expected in pairs]
-    divergence, agrees, overlap, surprise = zip(*found, strict=True)
+    return compare_answers((_answered(_rows(scorer, chunk), chunk, kept) for chunk, kept in pairs), source)
+
+
+def compare_answers(answers: Iterable[Answered], source: Reference) -> Comparison:
+    """One answer for each chunk of the reference."""
+    pairs = list(zip(answers, source.chunks, strict=True))
+    divergence = tuple(_divergence(expected, found.logs, found.rest) for found, expected in pairs)
     return Comparison(
         divergence=divergence,
-        agrees=agrees,
-        overlap=overlap,
-        surprise=surprise,
-        source_surprise=tuple(-chunk.target for chunk in source.chunks),
+        agrees=tuple(found.best[:, 0] == expected.best[:, 0] for found, expected in pairs),
+        overlap=tuple(_overlap(found.best, expected.best) for found, expected in pairs),
+        surprise=tuple(-found.target for found, _ in pairs),
+        source_surprise=tuple(-expected.target for _, expected in pairs),
+        tail=tuple(
+            _tail(found, expected, _targets(chunk))
+            for (found, expected), chunk in zip(pairs, source.text.chunks, strict=True)
+        ),
     )
 
 
@@ -142,14 +168,22 @@ def _expected(rows: Singles, chunk: Chunk, kept: int) -> Expected:
     return Expected(tokens=tokens, logs=logs, rest=rest, target=target, best=_best(rows))
 
 
-def _compared(
-    rows: Singles, chunk: Chunk, expected: Expected
-) -> tuple[Singles, npt.NDArray[np.bool_], Singles, Singles]:
-    best = _best(rows)
-    surprise = -_logs_of(rows, _targets(chunk))[:, 0]
-    common = (best[:, :, None] == expected.best[:, None, :]).any(axis=1).mean(axis=1, dtype=np.float32)
-    divergence = _divergence(expected, *_split(rows, expected.tokens))
-    return divergence, best[:, 0] == expected.best[:, 0], common, surprise
+def _answered(rows: Singles, chunk: Chunk, expected: Expected) -> Answered:
+    logs, rest = _split(rows, expected.tokens)
+    target = _logs_of(rows, _targets(chunk))[:, 0]
+    return Answered(logs=logs, rest=rest, target=target, best=_best(rows))
+
+
+def _overlap(ours: Ids, theirs: Ids) -> Singles:
+    common: Singles = (ours[:, :, None] == theirs[:, None, :]).any(axis=1).mean(axis=1, dtype=np.float32)
+    return common
+
+
+def _tail(found: Answered, expected: Expected, targets: Ids) -> Singles:
+    """A token of the rest stands for all of it: ln p(x) - ln q(x), less what the event r has counted."""
+    outside = ~(expected.tokens == targets).any(axis=1)
+    apart = np.where(outside, expected.target - np.maximum(found.target, SMALLEST), 0.0)
+    return np.asarray(apart - _terms(expected.rest, found.rest), np.float32)
 
 
 def _best(rows: Singles) -> Ids:

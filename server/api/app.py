@@ -7,7 +7,7 @@ from fastapi import Depends, FastAPI
 from starlette.types import Receive, Scope, Send
 
 from quant.store import VariantStore
-from server.api import admin, chat, completions, embeddings, health, metrics, models, status, tokens
+from server.api import admin, chat, completions, embeddings, health, metrics, models, status, tokens, variants
 from server.api import jobs as job_routes
 from server.api.auth import Keys, authenticate, caller_of
 from server.api.deps import Services
@@ -36,6 +36,7 @@ ROUTERS = (
     admin.router,
     job_routes.router,
     status.router,
+    variants.router,
     health.router,
     metrics.router,
     openapi.router,

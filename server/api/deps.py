@@ -17,6 +17,7 @@ from server.errors import Conflict
 from server.pool.background import in_thread
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
+from server.pool.select import variant_id
 from server.pool.states import Served
 from server.settings import Settings
 
@@ -58,9 +59,11 @@ Using = Annotated[Services, Depends(services_of)]
 
 def announce(request: Request, services: Services, name: str) -> str:
     """The variant that `name` asks for, put into the answer's X-Variant header. Raises UnknownModel."""
-    model, variant = services.catalog.resolve(name)
-    chosen = f"{model.id}:{variant or model.default}"
-    trace_of(request.scope).headers["x-variant"] = chosen
+    model, variant = services.pool.named(name)
+    chosen = variant_id(model, variant or services.pool.default(model))
+    trace = trace_of(request.scope)
+    trace.headers["x-variant"] = chosen
+    trace.late["x-gate"] = lambda: services.pool.gatekeeper.notice(trace.headers["x-variant"])
     return chosen
 
 

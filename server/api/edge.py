@@ -42,6 +42,7 @@ class Trace:
     def __init__(self, id: str) -> None:
         self.id = id
         self.headers: dict[str, str] = {"x-request-id": id}
+        self.late: dict[str, Callable[[], str | None]] = {}  # known when the answer begins; None: no header
 
 
 def trace_of(scope: Scope) -> Trace:
@@ -137,7 +138,8 @@ class _Outgoing:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            extra = [(name.encode(), value.encode("latin-1")) for name, value in self.trace.headers.items()]
+            found = {**self.trace.headers, **{name: ask() for name, ask in self.trace.late.items()}}
+            extra = [(name.encode(), value.encode("latin-1")) for name, value in found.items() if value]
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         await self.send(message)
 

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from quant.measure.measurement import Measurement
 from server.api.choice import Finish
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
@@ -84,6 +85,7 @@ class Metrics:
         )
         self.registry.register(EngineCollector(pool))
         self.registry.register(PoolCollector(pool, jobs))
+        self.registry.register(VariantCollector(pool))
         ProcessCollector(registry=self.registry)
 
     def ended(self, route: str, status: int, code: str | None) -> None:
@@ -188,6 +190,39 @@ class EngineCollector(Collector):
     def _engines(self) -> Iterator[tuple[tuple[str, str, str], Status]]:
         for engine in self._pool.engines():
             yield _labels(engine.served), engine.status
+
+
+FIGURES: Mapping[str, tuple[str, Callable[[Measurement], float | None]]] = {
+    "variant_kl": ("Mean KL divergence from the source, nats per token", lambda one: one.kl.mean.value),
+    "variant_top1": ("Share of tokens on which source and variant agree", lambda one: one.top1.value),
+    "variant_bits_per_weight": ("Bits per weight of the whole file", lambda one: one.bits_per_weight),
+    "variant_bytes": ("Bytes of the variant's files", lambda one: one.bytes),
+    "variant_tokens_per_second": (
+        "Answer tokens a second, eight requests together, when it was measured",
+        lambda one: one.speed.decode_8 if one.speed else None,
+    ),
+}
+
+
+class VariantCollector(Collector):
+    """What was measured of the built variants."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterable[Metric]:
+        measured = [
+            ((model.id, one.name), one.measurement)
+            for model in self._pool.catalog.models
+            for one in self._pool.gatekeeper.of_model(model)
+            if one.measurement is not None
+        ]
+        for name, (text, read) in FIGURES.items():
+            gauge = GaugeMetricFamily(f"quantserve:{name}", text, labels=LABELS[:2])
+            for labels, found in measured:
+                if (value := read(found)) is not None:
+                    gauge.add_metric(labels, value)
+            yield gauge
 
 
 def _labels(served: Served) -> tuple[str, str, str]:

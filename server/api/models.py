@@ -3,8 +3,11 @@
 import msgspec
 from fastapi import APIRouter, Response
 from msgspec import Struct
+from msgspec.structs import replace
 
+from quant.measure.measurement import Measurement
 from server.api.deps import Services, Using
+from server.pool.choosing import MODES
 from server.pool.states import ModelState
 
 router = APIRouter(tags=["inference"])
@@ -27,6 +30,9 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     backend: str | None
     job: str | None
     error: str | None
+    verdicts: dict[str, str]  # of each variant that was judged: its standing at the gate, and why
+    choices: dict[str, dict[str, str]]  # for auto, best, fastest, smallest: why each variant is chosen or not
+    measurement: Measurement | None = None  # of `variant`; only where one model is asked for
 
 
 class ModelList(Struct, frozen=True, kw_only=True):
@@ -44,11 +50,17 @@ async def models(services: Using) -> Response:
 async def model(name: str, services: Using) -> Response:
     """By id, alias or variant; `id` repeats the name. The state is that of the variant named."""
     state = services.pool.state(*services.catalog.resolve(name))
-    return Response(msgspec.json.encode(_card(state, services, name)), media_type="application/json")
+    card = replace(_card(state, services, name), measurement=_measurement(services, state.variant))
+    return Response(msgspec.json.encode(card), media_type="application/json")
+
+
+def _measurement(services: Services, id: str) -> Measurement | None:
+    known = services.pool.gatekeeper.known(id)
+    return known.measurement if known else None
 
 
 def _card(state: ModelState, services: Services, id: str) -> ModelCard:
-    served = state.served
+    served, known = state.served, services.pool.gatekeeper.known(state.variant)
     return ModelCard(
         id=id,
         created=services.started,
@@ -56,10 +68,15 @@ def _card(state: ModelState, services: Services, id: str) -> ModelCard:
         state=state.state,
         variant=state.variant,
         variants=state.variants,
-        label=served.label if served else UNMEASURED,
+        label=known.verdict.state if known else UNMEASURED,
         context=state.model.context,
         template=state.template,
         backend=served.backend if served else None,
         job=state.job,
         error=state.error,
+        verdicts={
+            f"{state.model.id}:{one.name}": str(one.verdict)
+            for one in services.pool.gatekeeper.of_model(state.model)
+        },
+        choices={mode: services.pool.choice(state.model, mode).reasons for mode in MODES},
     )

@@ -8,6 +8,7 @@ import yaml
 
 from quant.errors import BadRecipe
 from quant.recipe import parse_recipe
+from server.catalog.gates import BadGate, Gates, gate_schema, read_gates
 from server.catalog.model import DEFAULT_PARALLEL, NAME, NAME_RULE
 from server.catalog.nodes import NULL, STRING, Report, line_of
 
@@ -134,6 +135,13 @@ def yes_no(node: yaml.Node) -> bool:
     return str(node.value).lower() in ("true", "yes", "on")
 
 
+def gate(node: yaml.Node) -> Gates:
+    try:
+        return read_gates(node)
+    except BadGate as error:
+        raise Wrong((error.line, str(error))) from error
+
+
 def duration(node: yaml.Node) -> float | None:
     """Seconds; None for "never"."""
     value = node.value if isinstance(node, yaml.ScalarNode) else ""
@@ -232,6 +240,13 @@ FIELDS: Mapping[str, Field] = {
         read=yes_no,
         schema={"type": "boolean"},
         default=False,
+    ),
+    "gate": Field(
+        about="How far a variant may be from its source to be served: max_kl and max_kl_p99 (nats a token), "
+        "min_top1 (a share, or 70%), max_ppl_ratio, each a number or none; serve_anyway: true serves what is "
+        "beyond them, and says so. `variants` holds the same for single variants.",
+        read=gate,
+        schema=gate_schema(),
     ),
     "deterministic": Field(
         about="Answers do not depend on what else runs; each sequence is computed alone, which is slower.",

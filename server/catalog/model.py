@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
+from server.catalog.gates import Gates
 from server.errors import UnknownModel
 
 DEFAULT_VARIANT = "q4_k_m"
@@ -43,6 +44,7 @@ class Model(Struct, frozen=True, kw_only=True):
     kv_tokens: int | None = None  # None: context x parallel
     fallback: bool = False  # where memory is short, the bare name is answered by a smaller built variant
     deterministic: bool = False  # answers do not depend on what else runs, at the price of batching
+    gate: Gates = Gates()  # how far from the source a variant may be to be served
 
     @property
     def is_ready(self) -> bool:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from server.cli import chat, doctor, pull, quantize, recommend, serve, variants
+from server.cli import chat, doctor, measure, promote, pull, quantize, recommend, serve, variants
 
 app = typer.Typer(
     name="quantserve",
@@ -15,6 +15,10 @@ app = typer.Typer(
 )
 app.command()(serve.serve)
 app.command()(quantize.quantize)
+app.command()(measure.measure)
+app.command()(measure.report)
+app.command()(promote.promote)
+app.command()(promote.rollback)
 app.command()(recommend.recommend)
 app.command()(chat.chat)
 app.command()(pull.pull)

@@ -57,7 +57,7 @@ def run_builder(
                 process_group=0,
             )
             try:
-                _watch(child, progress, show, say)
+                watch(child, progress, show, say)
             except KeyboardInterrupt as error:
                 report = read_report(progress)
                 raise Interrupted(report.variant if report else None) from error
@@ -77,7 +77,7 @@ def _arguments(settings: Settings, source: Reference, recipe: Recipe, progress: 
     ]
 
 
-def _watch(
+def watch(
     child: "subprocess.Popen[bytes]", progress: Path, show: Callable[[Step], None], say: Callable[[str], None]
 ) -> None:
     said: set[str] = set()

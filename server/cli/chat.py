@@ -27,7 +27,7 @@ def chat(
     """Chat with a running server. An API key is taken from QUANTSERVE_API_KEY; input may also be piped in."""
     from server.cli.client import ChatClient, Unreachable
 
-    client = ChatClient(url or _local_url(), os.environ.get("QUANTSERVE_API_KEY"), max_tokens)
+    client = ChatClient(url or local_url(), os.environ.get("QUANTSERVE_API_KEY"), max_tokens)
     try:
         name = model or client.first_model()
         talk(client, name, system)
@@ -35,7 +35,7 @@ def chat(
         stop(str(error))
 
 
-def _local_url() -> str:
+def local_url() -> str:
     from server.settings import read_settings
 
     return f"http://127.0.0.1:{read_settings(os.environ, ('port',)).port}"

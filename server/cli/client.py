@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from server.settings import is_loopback
 
+PATIENT_S = 3600.0
 TIMEOUT_S = 60.0  # between two bytes; the server pings every 15 s
 
 
@@ -43,6 +44,12 @@ class ChatClient:
         except (ValueError, LookupError, TypeError, Refused) as error:
             raise Unreachable(f"{self.url} offers no model: {error}") from error
 
+    def post(self, path: str) -> dict[str, Any]:
+        """The JSON answer to a POST without a body, which may take as long as a build. Raises as `answer`."""
+        with self._open(path, {}, timeout=PATIENT_S) as response:
+            found: dict[str, Any] = json.load(response)
+        return found
+
     def answer(self, model: str, messages: list[Message]) -> Generator[str, None, None]:
         """The answer's text, piece by piece. Closing it aborts the request. Raises Refused, Unreachable."""
         body = {
@@ -58,14 +65,14 @@ class ChatClient:
                 for choice in event.get("choices", ()):
                     yield choice.get("delta", {}).get("content") or ""
 
-    def _open(self, path: str, body: object = None) -> HTTPResponse:
+    def _open(self, path: str, body: object = None, timeout: float = TIMEOUT_S) -> HTTPResponse:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers)
         try:
-            return cast(HTTPResponse, self._opener().open(request, timeout=TIMEOUT_S))
+            return cast(HTTPResponse, self._opener().open(request, timeout=timeout))
         except urllib.error.HTTPError as error:
             with error:
                 raise Refused(_error_text(error.code, error.read(100_000))) from error

@@ -53,6 +53,7 @@ class VariantHost:
         self._loading: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
         self._closed = False
+        self._retired = False
 
     @property
     def loaded(self) -> Loaded | None:
@@ -127,6 +128,11 @@ class VariantHost:
             self._no_room = None
             self._loading = asyncio.create_task(self._load(), name=f"load {self.id}")
         return self._loading
+
+    def retire(self) -> None:
+        """Nobody needs the engine any more: it ends as soon as those who use it have their answers."""
+        self._retired = True
+        self._plan_unload()
 
     async def close(self) -> None:
         """End the load or the engine. May be called again."""
@@ -242,6 +248,7 @@ class VariantHost:
         self.loads += 1
         self.history = policy.after_success(self.history)
         self.lasting = False
+        self._retired = False
         self._idle_since = time.monotonic()
         loaded.engine.on_death = self._engine_died
         self._plan_unload()
@@ -278,7 +285,7 @@ class VariantHost:
         delay = policy.unload_in_s(
             users=self._users,
             idle_since=self._idle_since,
-            keep_alive=self.model.keep_alive,
+            keep_alive=0.0 if self._retired else self.model.keep_alive,
             now=time.monotonic(),
         )
         if delay is not None:

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -105,6 +106,11 @@ class Jobs:
             raise Conflict(f"the source of {model.id} is on this machine; there is nothing to pull")
         record = _record(model, kind="pull", priority=priority)
         return self.add(replace(record, asked=asked))
+
+    def measure(self, model: Model, variant: str, key: str, spec: dict[str, Any], priority: int = 0) -> Job:
+        """A job that measures a built variant; `spec`: a MeasureOrder. Raises DiskFull, ShuttingDown."""
+        record = _record(model, kind="measure", variant=variant_id(model, variant), priority=priority)
+        return self.add(replace(record, spec=spec, job=replace(record.job, key=key)))
 
     def add(self, record: JobRecord) -> Job:
         """Queue the work, unless the same is queued or runs. Raises DiskFull, ShuttingDown."""

@@ -42,7 +42,12 @@ async def _pull(record: JobRecord, place: Place, watch: Watch) -> BuildAnswer:
     return await builds.run_child(builds.pull_order(record, place.cache, place.progress), watch)
 
 
+async def _measure(record: JobRecord, place: Place, watch: Watch) -> BuildAnswer:
+    return await builds.run_child(builds.measure_order(record, place.progress), watch)
+
+
 KINDS: Mapping[Kind, Row] = {
     "build": Row("compute", _build),
     "pull": Row("network", _pull),
+    "measure": Row("compute", _measure),
 }

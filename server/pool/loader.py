@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from quant.errors import BadSource, DamagedVariant, QuantError
-from quant.gguf.header import read_header
 from quant.ready import own_format
 from quant.source import Source
 from quant.store import Variant, VariantStore
@@ -17,9 +16,11 @@ from server.catalog import Model
 from server.errors import EngineDied, ServerError
 from server.pool.background import in_thread
 from server.pool.estimate import RAM, Holding, estimate
+from server.pool.gating import Gatekeeper
 from server.pool.jobs import AWAITED, Jobs
 from server.pool.learned import Learned
 from server.pool.memory import Claim, Memory, Tenant
+from server.pool.opening import gguf_context, own_context, served_context
 from server.pool.policy import LASTING
 from server.pool.records import Progress
 from server.pool.select import backend_for, find_variant, is_listed, recipe_of, variant_id
@@ -27,7 +28,7 @@ from server.pool.sources import is_hub
 from server.pool.states import LoadState, Served
 from server.process.client import EngineClient
 from server.settings import Settings
-from server.text.model import TextModel, read_facts
+from server.text.model import TextModel
 from server.types import Open
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,14 @@ class Loaded:
 
 
 class Loader:
-    def __init__(
-        self, settings: Settings, store: VariantStore, jobs: Jobs, memory: Memory, learned: Learned
+    def __init__(  # noqa: PLR0913, PLR0917  all that a load goes through
+        self,
+        settings: Settings,
+        store: VariantStore,
+        jobs: Jobs,
+        memory: Memory,
+        learned: Learned,
+        gatekeeper: Gatekeeper,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -89,6 +96,7 @@ class Loader:
         self._memory = memory
         self._learned = learned
         self._gpu = next((device for device in memory.budgets if device != RAM), None)
+        self._gatekeeper = gatekeeper
 
     async def load(
         self, model: Model, name: str, watch: Watch, tenant: Tenant, *, patient: bool = True
@@ -169,7 +177,7 @@ class Loader:
 
     async def _own_file(self, model: Model, name: str, source: Source) -> Target:
         served = self._served(model, name, source.digest, "gguf")
-        context = await in_thread(partial(_gguf_context, source.path))
+        context = await in_thread(partial(gguf_context, source.path))
         return Target(served=served, path=source.path, key=None, context=context)
 
     async def _own_folder(self, model: Model, name: str, source: Source) -> Target:
@@ -182,11 +190,14 @@ class Loader:
         return Target(served=served, path=source.path, key=None, context=context)
 
     async def _variant(self, model: Model, name: str, variant: Variant) -> Target:
-        served = self._served(model, name, variant.key, variant.manifest.format)
-        facts = await in_thread(partial(_variant_context, variant.path))
+        found = await self._gatekeeper.judge(model, variant)
+        served = self._served(model, name, variant.key, variant.manifest.format, found.verdict.state)
+        facts = await in_thread(partial(own_context, variant.path))
         return Target(served=served, path=variant.path, key=variant.key, context=facts)
 
-    def _served(self, model: Model, name: str, key: str, format_name: str) -> Served:
+    def _served(
+        self, model: Model, name: str, key: str, format_name: str, label: str = "unmeasured"
+    ) -> Served:
         return Served(
             id=variant_id(model, name),
             model=model.id,
@@ -194,6 +205,7 @@ class Loader:
             key=key,
             format=format_name,
             backend=backend_for(model, format_name),
+            label=label,
         )
 
     async def _open(
@@ -247,11 +259,10 @@ class Loader:
         return None if spec.backend == "llama" else self._gpu
 
     def _spec(self, model: Model, target: Target) -> Open:
-        default = self._settings.default_context
         return Open(
             backend=target.served.backend,
             variant=str(target.path),
-            context=model.context or min(default, target.context or default),
+            context=served_context(model.context, target.context, self._settings.default_context),
             parallel=model.parallel,
             kv_tokens=model.kv_tokens,
             threads=model.threads,
@@ -263,16 +274,3 @@ async def _text(engine: EngineClient, path: Path) -> TextModel:
     if engine.ready.text is not None:
         return await in_thread(partial(TextModel.from_engine, engine.ready.text, engine.tokenize))
     return await in_thread(partial(TextModel.from_folder, path))
-
-
-def _gguf_context(path: Path) -> int | None:
-    header = read_header(path)
-    length = header.metadata.get(f"{header.architecture}.context_length")
-    return length if isinstance(length, int) else None
-
-
-def _variant_context(folder: Path) -> int | None:
-    """Of a checkpoint's variant from its text.json; of a requantized GGUF file from its header."""
-    if (folder / "text.json").exists():
-        return read_facts(folder / "text.json").context
-    return _gguf_context(folder / "model.gguf")

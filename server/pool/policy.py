@@ -19,7 +19,7 @@ BUILDING_RETRY_S = 15
 CROWDED_RETRY_S = 60  # for an engine that is larger than the budget
 
 # A build that failed for one of these fails again until somebody changes the source or the recipe.
-LASTING = frozenset({"bad_recipe", "unsupported_architecture", "tokenizer_mismatch"})
+LASTING = frozenset({"bad_recipe", "variant_rejected", "unsupported_architecture", "tokenizer_mismatch"})
 
 
 @dataclass(frozen=True, slots=True)

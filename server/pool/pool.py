@@ -12,14 +12,18 @@ from server.catalog import Catalog, Model
 from server.errors import MemoryBusy, ModelUnavailable, ServerError, ShuttingDown, UnknownModel
 from server.pool import policy
 from server.pool.background import in_thread
+from server.pool.choosing import MODES, Chosen, Mode, choose
 from server.pool.estimate import RAM
+from server.pool.gating import Gatekeeper, candidate
 from server.pool.host import VariantHost
 from server.pool.jobs import Jobs
 from server.pool.learned import Learned
 from server.pool.loader import Loaded, Loader
 from server.pool.memory import Claim, Memory
+from server.pool.promotions import Promotions
 from server.pool.records import Job
 from server.pool.select import built_of, is_listed, may_be_a_variant, variant_id
+from server.pool.situation import situation
 from server.pool.states import EngineState, Lease, ModelState, Served
 from server.process.devices import family, gpu_bytes, gpu_totals, held_bytes
 from server.process.memory import machine_memory
@@ -41,7 +45,9 @@ class Pool:
         self._jobs = jobs
         self.memory = Memory(budgets(settings))
         self._learned = Learned(settings.cache)
-        self._loader = Loader(settings, store, jobs, self.memory, self._learned)
+        self.gatekeeper = Gatekeeper(settings, store, jobs)
+        self.promotions = Promotions(settings.cache)
+        self._loader = Loader(settings, store, jobs, self.memory, self._learned, self.gatekeeper)
         self._hosts: dict[str, VariantHost] = {}  # by variant id
         self._built: dict[str, frozenset[str]] = {}  # ids of built variants, by model id
         self._bytes: dict[str, int] = {}  # of built variants, by their id
@@ -108,15 +114,20 @@ class Pool:
         """Borrow the engine of "model" or "model:variant", which is built and loaded first if need be.
 
         `wait_s` None: for as long as that takes. Raises UnknownModel, ModelLoading, ModelUnavailable,
-        MemoryBusy, ShuttingDown. Where memory is short, a model with `fallback` answers by a smaller variant.
+        MemoryBusy, VariantRejected, ShuttingDown. Where memory is short, a model with `fallback` answers by a smaller variant.
         """
-        model, variant = self.catalog.resolve(name)
+        model, variant = self.named(name)
         if self._draining:
             raise ShuttingDown("the server is shutting down", retry_after=1)
-        host = await self._host(model, variant or model.default)
+        host = await self._host(model, variant or self.default(model))
+        self.gatekeeper.require_allowed(model, host.name)
         smaller = [] if variant or not model.fallback else self._smaller(host)
         host.patient = not smaller
-        loaded, host = await self._first_with_room([host, *smaller], wait_s)
+        try:
+            loaded, host = await self._first_with_room([host, *smaller], wait_s)
+        except ModelUnavailable:
+            self.gatekeeper.require_allowed(model, host.name)  # that may be why
+            raise
         try:
             yield Lease(model=model, variant=loaded.served, engine=loaded.engine, text=loaded.text)
         finally:
@@ -142,7 +153,8 @@ class Pool:
         most = self._bytes.get(host.id)
         if most is None or host.loaded is not None:
             return []
-        ids = [id for id in self._built.get(host.model.id, ()) if self._bytes.get(id, most) < most]
+        built = self._built.get(host.model.id, ())
+        ids = [id for id in built if self._bytes.get(id, most) < most and not self.gatekeeper.bars(id)]
         hosts = [self._hosted(host.model, id.removeprefix(f"{host.model.id}:")) for id in ids]
         return sorted(hosts, key=lambda one: (one.loaded is None, -self._bytes[one.id]))
 
@@ -152,13 +164,39 @@ class Pool:
             self._hosts[id] = VariantHost(model, name, self._loader, self.memory)
         return self._hosts[id]
 
+    def named(self, name: str) -> tuple[Model, str | None]:
+        """What a request's `model` means: `auto` and the like are variants just now. Raises UnknownModel."""
+        model, variant = self.catalog.resolve(name)
+        mode = next((mode for mode in MODES if mode == variant), None)
+        return model, variant if mode is None else self.choice(model, mode).name
+
+    def choice(self, model: Model, mode: Mode) -> Chosen:
+        """Which of the model's built variants `model:auto` and the like mean."""
+        loaded = {host.id for host in self._hosts.values() if host.loaded}
+        found = self.gatekeeper.of_model(model)
+        return choose(
+            mode, [candidate(one, variant_id(model, one.name) in loaded) for one in found], situation()
+        )
+
+    def default(self, model: Model) -> str:
+        """The variant that answers to the bare name: the promoted one, else what models.yaml says."""
+        promoted = self.promotions.of(model.id)
+        return model.default if promoted is None or model.is_ready else promoted.variant
+
+    def hosted(self, id: str) -> VariantHost | None:
+        return self._hosts.get(id)
+
+    async def look_again(self) -> None:
+        """See what else was built or measured, by whomever."""
+        await self._find_built()
+
     def states(self) -> list[ModelState]:
         """One for each model of the catalog, in its order."""
         return [self.state(model) for model in self.catalog.models]
 
     def state(self, model: Model, name: str | None = None) -> ModelState:
         """Of the variant called `name`, or of the default. Raises UnknownModel for one that is not there."""
-        id, built = variant_id(model, name or model.default), self._variants(model)
+        id, built = variant_id(model, name or self.default(model)), self._variants(model)
         if name and not is_listed(model, name) and id not in built:
             raise self._no_such_variant(model)
         return self._state(model, id, built)
@@ -185,7 +223,7 @@ class Pool:
     def _no_such_variant(self, model: Model) -> UnknownModel:
         there = {
             *self._variants(model),
-            *(variant_id(model, name) for name in (model.default, *model.variants)),
+            *(variant_id(model, name) for name in (self.default(model), *model.variants)),
         }
         return UnknownModel(
             f"{model.id} has no such variant; there is {', '.join(sorted(there))}", param="model"
@@ -231,7 +269,7 @@ class Pool:
 
     async def _preload(self, model: Model) -> None:
         """Until it is loaded, or until trying again is useless. A later request tries again in any case."""
-        host = await self._host(model, model.default)
+        host = await self._host(model, self.default(model))
         while True:
             await asyncio.wait({host.load()})
             if host.loaded is not None or host.rests or host.lasting:
@@ -274,6 +312,25 @@ class Pool:
             }
             self._built[model.id] = frozenset(sizes)
             self._bytes.update(sizes)
+            for variant in built_of(variants, source):
+                self._judge_again(model, variant)
+            self._check_promoted(model)
+
+    def _check_promoted(self, model: Model) -> None:
+        """A promoted variant that somebody removed does not take the model's name with it."""
+        promoted = self.promotions.of(model.id)
+        if promoted is None or is_listed(model, promoted.variant):
+            return
+        if variant_id(model, promoted.variant) not in self._built[model.id]:
+            log.error("%s: the promoted variant %s is gone", model.id, promoted.variant)
+            self.promotions.ignore(model.id)
+
+    def _judge_again(self, model: Model, variant: Variant) -> None:
+        """An engine whose measurement came late, and is bad, gets no more requests."""
+        found = self.gatekeeper.look(model, variant)
+        host = self._hosts.get(variant_id(model, found.name))
+        if host is not None and found.barred:
+            host.retire()
 
     def _job_finished(self, job: Job) -> None:
         if not self._draining:

@@ -13,9 +13,9 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -27,10 +27,12 @@ from quant.recipe import parse_recipe
 from quant.source import Source, open_source
 from quant.store import VariantStore
 from server.backends.llama.threads import limit_spinning
+from server.errors import ServerError
 from server.process.child import die_with
 from server.process.memory import build_memory
 from server.process.reports import BuildAnswer, BuildReport, Problem, replace_json
 
+Result = TypeVar("Result")
 REPORT_EVERY_S = 0.2
 MOST_NOTES = 100
 PULL_PAUSES_S = (0.5, 1, 2, 4, 8, 8, 8, 8, 8)  # between attempts of one job
@@ -93,7 +95,7 @@ def _note(detail: Detail) -> str | None:
 
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
-    answers = _take_stdout()
+    answers = take_stdout()
     die_with(options.parent)
     _limit(options.memory_limit)
     limit_spinning()
@@ -119,7 +121,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _take_stdout() -> int:
+def take_stdout() -> int:
     """Keep standard output for the last line: what libraries print goes to standard error."""
     answers = os.dup(1)
     os.dup2(2, 1)
@@ -137,23 +139,26 @@ def _limit(memory_limit: int | None) -> None:
 
 
 def _answer(options: argparse.Namespace, reporter: Reporter) -> BuildAnswer:
+    work = _build if options.recipe else _pull
+    answer = guarded(lambda: work(options, reporter), BuildFailed.code, "the build")
+    return BuildAnswer(error=answer) if isinstance(answer, Problem) else answer
+
+
+def guarded(work: Callable[[], Result], code: str, what: str) -> Result | Problem:
+    """The result, or what went wrong in words for those who wait; `code` where nobody meant to raise it."""
     try:
-        return _build(options, reporter) if options.recipe else _pull(options, reporter)
-    except QuantError as error:
-        return _failed(error.code, str(error))
+        return work()
+    except (QuantError, ServerError) as error:
+        return Problem(error.code, str(error))
     except MemoryError:
-        return _failed(BuildFailed.code, "the build needs more memory than it may have")
+        return Problem(code, f"{what} needs more memory than it may have")
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return _failed(DiskFull.code, "the disk is full")
-        return _failed(BuildFailed.code, f"the build failed: {error.strerror or type(error).__name__}")
+            return Problem(DiskFull.code, "the disk is full")
+        return Problem(code, f"{what} failed: {error.strerror or type(error).__name__}")
     except Exception as error:  # noqa: BLE001  a bug must reach the one who waits, too
         traceback.print_exc()
-        return _failed(BuildFailed.code, f"the build failed ({type(error).__name__})")
-
-
-def _failed(code: str, message: str) -> BuildAnswer:
-    return BuildAnswer(error=Problem(code, message))
+        return Problem(code, f"{what} failed ({type(error).__name__})")
 
 
 def _build(options: argparse.Namespace, reporter: Reporter) -> BuildAnswer:

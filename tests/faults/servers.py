@@ -71,6 +71,7 @@ class Server:
             "QUANTSERVE_CACHE": str(self.cache),
             "QUANTSERVE_MODELS": str(self.models),
             "QUANTSERVE_PORT": str(self.port),
+            "QUANTSERVE_MEASURE_BUDGET": "0",
             **environ,
         }
         self.log = folder / "log"

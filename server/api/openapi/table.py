@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from quant.measure.report import Report
 from server.api.admin import JobList
 from server.api.health import Alive, Readiness, Version
 from server.api.models import ModelCard, ModelList
@@ -15,6 +16,7 @@ from server.api.schema.message_answers import AssistantTurn, TokenCount
 from server.api.schema.response_answers import Deleted, ModelResponse
 from server.api.status import Reloaded, StatusReport
 from server.api.tokens import AppliedTemplate, Detokenized, Tokenized
+from server.api.variants import Promotion
 from server.pool.records import Job
 
 Answer = type[Struct] | str  # a JSON shape, or another media type
@@ -107,6 +109,17 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
             answer=AppliedTemplate,
             errors=OF_MODELS,
             example={"model": "tiny-chat", "messages": HELLO},
+        ),
+        ("GET", "/admin/report/{variant}"): Operation(
+            summary="What is known of a variant; a page where Accept names text/html",
+            answer=Report,
+            errors=(403,),
+        ),
+        ("POST", "/admin/variants/{variant}/promote"): Operation(
+            summary="Let a variant answer to its model's bare name", answer=Promotion, errors=OF_BUILDS
+        ),
+        ("POST", "/admin/variants/{variant}/rollback"): Operation(
+            summary="Let the variant answer again that did before", answer=Promotion, errors=OF_BUILDS
         ),
         ("POST", "/quantize"): Operation(
             summary="Build a variant",

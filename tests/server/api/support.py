@@ -26,7 +26,7 @@ COMPLETIONS = "/v1/completions"
 async def application(folder: Path, *models: Model, **settings: Any) -> AsyncIterator[FastAPI]:
     """Started, and closed at the end without leaving a process. By default one toy of 256 tokens."""
     models = models or (toy(write_gguf(folder / "toy.gguf"), context=256, parallel=4),)
-    every = Settings(cache=folder / "cache", **settings)
+    every = Settings(cache=folder / "cache", **{"measure_budget_s": 0.0, **settings})
     store = VariantStore(every.cache)
     jobs = Jobs(every, store)
     catalog = Catalog(models)

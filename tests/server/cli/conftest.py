@@ -12,10 +12,15 @@ REPO = Path(__file__).parents[3]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+UNMEASURED = {"QUANTSERVE_MEASURE_BUDGET": "0"}  # tests of other things do not wait for it
+
+
 def environment(home: Path, **variables: str) -> dict[str, str]:
     """Nothing of the tester's own settings, and the working tree on the module path."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("QUANTSERVE_")}
-    return clean | {"HOME": str(home), "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1"} | variables
+    return (
+        clean | {"HOME": str(home), "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", **UNMEASURED} | variables
+    )
 
 
 def command(*arguments: str | Path) -> list[str]:

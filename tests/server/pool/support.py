@@ -41,7 +41,7 @@ def toy(path: Path, id: str = "toy", **fields: object) -> Model:
 
 
 def pool_of(cache: Path, *models: Model) -> Pool:
-    settings = Settings(cache=cache)
+    settings = Settings(cache=cache, measure_budget_s=0.0)
     store = VariantStore(cache)
     return Pool(settings, Catalog(models), store, Jobs(settings, store))
 

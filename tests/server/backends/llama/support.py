@@ -29,7 +29,7 @@ TEXTS = (
 )
 
 
-def params(**changes: float | tuple[tuple[int, float], ...] | None) -> SamplingParams:
+def params(**changes: object) -> SamplingParams:
     """Greedy, batched with others, with logprobs of the chosen token, unless said otherwise."""
     plain: dict[str, object] = {"max_tokens": 64, "temperature": 0.0, "logprobs": 0, "reproducible": False}
     return SamplingParams(**(plain | changes))  # type: ignore[arg-type]  # the fields differ in type

@@ -56,7 +56,7 @@ texts = st.lists(st.integers(0, 20), min_size=1, max_size=40)
 def test_bias_and_penalties_move_the_best_token_as_in_the_llama_backend(
     rows: list[tuple[dict[str, object], list[int], int]],
 ) -> None:
-    lines = [line(params(**wanted), text, 1 + seed % len(text)) for wanted, text, seed in rows]  # type: ignore[arg-type]
+    lines = [line(params(**wanted), text, 1 + seed % len(text)) for wanted, text, seed in rows]
     logits = torch.cat([logits_of(seed) for _, _, seed in rows])
     found = chosen(logits, [choice(one.params, one) for one in lines])
     scratch = np.zeros(VOCAB, np.float32)
@@ -73,7 +73,7 @@ def test_bias_and_penalties_move_the_best_token_as_in_the_llama_backend(
 def test_a_token_that_only_the_device_knows_is_penalized_like_the_others(
     wanted: dict[str, object], text: list[int], flying: int, seed: int
 ) -> None:
-    known = line(params(**wanted), [*text, flying], 1 + seed % len(text))  # type: ignore[arg-type]
+    known = line(params(**wanted), [*text, flying], 1 + seed % len(text))
     late = Line(text, known.params, prompt_tokens=known.prompt_tokens)
     waiting = Choice(Drawer(late, VOCAB), late.tokens, len(text) + 1, 0, 0)
     logits = logits_of(seed)

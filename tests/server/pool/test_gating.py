@@ -1,0 +1,136 @@
+"""The gate from end to end: real variants, real engines. What is broken is never served; names move between
+variants while requests run.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from quant.measure.blocks import block_errors
+from quant.measure.gate import Gate
+from quant.store import VariantStore
+from server.catalog import Catalog, Model
+from server.catalog.gates import Gates
+from server.errors import Conflict, VariantRejected
+from server.pool.jobs import Jobs
+from server.pool.pool import Pool
+from server.pool.promoting import Promoter
+from server.settings import Settings
+from server.types import Generate, SamplingParams
+from tests.conftest import build
+from tests.quant.measure.breaking import swap_scales, zero_block
+from tests.server.pool.support import children
+
+TEXT = list(range(300, 360))
+
+
+@contextlib.asynccontextmanager
+async def serving(cache: Path, model: Model) -> AsyncIterator[Pool]:
+    """With all the time that a measurement takes."""
+    before = children()
+    settings = Settings(cache=cache, measure_budget_s=500.0)
+    store = VariantStore(cache)
+    pool = Pool(settings, Catalog((model,)), store, Jobs(settings, store))
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.close(grace_s=0)
+        assert children() == before
+
+
+def tiny(source: Path, *variants: str, gate: Gate | None = None) -> Model:
+    return Model(
+        id="m",
+        source=str(source),
+        variants=variants,
+        default=variants[0],
+        context=256,
+        threads=1,
+        gate=Gates(gate or Gate()),
+    )
+
+
+@pytest.mark.slow
+async def test_what_is_broken_is_rejected_and_never_served(tmp_path: Path, tiny_chat: Path) -> None:
+    cache = tmp_path / "cache"
+    whole = build(cache, tiny_chat, "q8_0")
+    async with serving(cache, tiny(tiny_chat, "q8_0")) as pool, pool.acquire("m", wait_s=None) as lease:
+        assert lease.variant.label in ("passed", "degraded")
+    f32 = build(cache, tiny_chat, "f32")
+    zero_block(whole, 5)
+    errors = block_errors(f32, whole, TEXT, 1)
+    assert max(errors, key=lambda one: one.added).block == 5
+    async with serving(cache, tiny(tiny_chat, "q8_0")) as pool:  # the old measurement is of other files
+        for _ in range(2):
+            with pytest.raises(VariantRejected, match=r"max_kl|min_top1"):
+                async with pool.acquire("m:q8_0", wait_s=None):
+                    pass
+        with pytest.raises(VariantRejected):
+            await Promoter(pool, pool._jobs).promote(tiny(tiny_chat, "q4_k_m", "q8_0"), "q8_0")
+        assert pool.engines() == []
+        known = pool.gatekeeper.known("m:q8_0")
+        assert known is not None
+        assert known.verdict.state == "rejected"
+        assert "rejects" in pool.choice(pool.catalog.models[0], "auto").reasons["q8_0"]
+    async with serving(cache, tiny(tiny_chat, "q8_0", gate=Gate(serve_anyway=True))) as pool:
+        async with pool.acquire("m", wait_s=None) as lease:
+            assert lease.variant.label == "rejected"
+        assert "served anyway" in (pool.gatekeeper.notice("m:q8_0") or "")
+
+
+@pytest.mark.slow
+async def test_swapped_scales_are_rejected(tmp_path: Path, tiny_chat: Path) -> None:
+    cache = tmp_path / "cache"
+    swap_scales(build(cache, tiny_chat, "q8_0"), "blk.3.ffn_up.weight", "blk.3.ffn_gate.weight")
+    async with serving(cache, tiny(tiny_chat, "q8_0")) as pool:
+        with pytest.raises(VariantRejected):
+            async with pool.acquire("m", wait_s=None):
+                pass
+
+
+@pytest.mark.slow
+async def test_names_move_under_load_and_back_and_over_a_restart(tmp_path: Path, tiny_chat: Path) -> None:
+    """16 streams all the while: none fails, none is cut."""
+    cache = tmp_path / "cache"
+    model = tiny(tiny_chat, "q8_0", "q6_k")
+    async with serving(cache, model) as pool:
+        async with pool.acquire("m", wait_s=None):
+            pass
+        done: list[tuple[str, int]] = []
+        stopping = asyncio.Event()
+
+        async def stream(number: int) -> None:
+            count = 0
+            while not stopping.is_set():
+                async with pool.acquire("m", wait_s=None) as lease:
+                    params = SamplingParams(max_tokens=12, temperature=0.0, reproducible=False)
+                    request = Generate(id=f"{number}-{count}", prompt=(1, 2, 3), params=params)
+                    tokens = [t async for event in lease.engine.generate(request) for t in event.tokens]
+                    done.append((lease.variant.recipe, len(tokens)))
+                count += 1
+
+        streams = [asyncio.create_task(stream(number)) for number in range(16)]
+        await Promoter(pool, pool._jobs).promote(model, "q6_k")
+        moved = len(done)
+        while len(done) < moved + 32:
+            await asyncio.sleep(0.01)
+        assert {name for name, _ in done[moved + 16 :]} == {"q6_k"}
+        with pytest.raises(Conflict):
+            await Promoter(pool, pool._jobs).promote(model, "q6_k")
+        await Promoter(pool, pool._jobs).roll_back(model)
+        moved = len(done)
+        while len(done) < moved + 32:
+            await asyncio.sleep(0.01)
+        stopping.set()
+        await asyncio.gather(*streams)
+        assert {name for name, _ in done[moved + 16 :]} == {"q8_0"}
+        assert {count for _, count in done} == {12}
+        await Promoter(pool, pool._jobs).promote(model, "q6_k")
+    async with serving(cache, model) as pool:
+        assert pool.default(model) == "q6_k"
+        with pytest.raises(Conflict):
+            await Promoter(pool, pool._jobs).promote(model, "q6_k")

@@ -1,0 +1,53 @@
+"""The file that says who answers to a bare name: durable, replaced at once, read after a crash."""
+
+from pathlib import Path
+
+import pytest
+
+from server.pool.promotions import KEPT, Promotions
+
+
+def test_promote_and_roll_back_are_found_by_the_next_process(tmp_path: Path) -> None:
+    first = Promotions(tmp_path)
+    assert first.of("m") is None
+    first.promote("m", "b", "a")
+    first.promote("m", "c", "b")
+    again = Promotions(tmp_path).of("m")
+    assert again is not None
+    assert (again.variant, again.before) == ("c", ("a", "b"))
+    first.roll_back("m")
+    first.roll_back("m")
+    back = Promotions(tmp_path).of("m")
+    assert back is not None
+    assert (back.variant, back.before) == ("a", ())
+    first.roll_back("m")  # there is nothing before it
+    assert Promotions(tmp_path).of("m") == back
+
+
+def test_models_do_not_touch_each_other_and_the_list_is_bounded(tmp_path: Path) -> None:
+    names = Promotions(tmp_path)
+    names.promote("other", "x", "y")
+    for number in range(2 * KEPT):
+        names.promote("m", str(number + 1), str(number))
+    found = Promotions(tmp_path)
+    one, other = found.of("m"), found.of("other")
+    assert one is not None
+    assert len(one.before) == KEPT
+    assert other is not None
+    assert other.variant == "x"
+
+
+def test_a_crash_before_the_rename_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Promotions(tmp_path)
+    names.promote("m", "b", "a")
+
+    def crash(self: Path, target: Path) -> Path:
+        raise OSError("the power is gone")
+
+    monkeypatch.setattr(Path, "rename", crash)
+    with pytest.raises(OSError, match="power"):
+        names.promote("m", "c", "b")
+    monkeypatch.undo()
+    for found in (names.of("m"), Promotions(tmp_path).of("m")):
+        assert found is not None
+        assert found.variant == "b"
