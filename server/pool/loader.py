@@ -81,7 +81,7 @@ class Loaded:
 
 
 class Loader:
-    def __init__(  # noqa: PLR0913, PLR0917  all that a load goes through
+    def __init__(
         self,
         settings: Settings,
         store: VariantStore,

@@ -114,7 +114,8 @@ class Pool:
         """Borrow the engine of "model" or "model:variant", which is built and loaded first if need be.
 
         `wait_s` None: for as long as that takes. Raises UnknownModel, ModelLoading, ModelUnavailable,
-        MemoryBusy, VariantRejected, ShuttingDown. Where memory is short, a model with `fallback` answers by a smaller variant.
+        MemoryBusy, VariantRejected, ShuttingDown. Where memory is short, a model with `fallback` answers by a
+        smaller variant.
         """
         model, variant = self.named(name)
         if self._draining:

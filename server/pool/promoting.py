@@ -34,7 +34,9 @@ class Promoter:
         promoted = self._pool.promotions.of(model.id)
         if promoted is None or not promoted.before:
             raise Conflict(f"nothing was promoted over another variant of {model.id}")
-        return await self._flip(model, promoted.before[-1], partial(self._pool.promotions.roll_back, model.id))
+        return await self._flip(
+            model, promoted.before[-1], partial(self._pool.promotions.roll_back, model.id)
+        )
 
     async def _flip(self, model: Model, name: str, write: Callable[[], None]) -> Lease:
         """The new engine is ready before the name moves, so that at no moment nobody answers."""
@@ -45,7 +47,9 @@ class Promoter:
                 await in_thread(write)
             except OSError as error:
                 raise DiskFull(f"the promotion cannot be written ({error.strerror})") from error
-        if (old := self._pool.hosted(variant_id(model, before))) is not None and self._pool.default(model) != before:
+        if (old := self._pool.hosted(variant_id(model, before))) is not None and self._pool.default(
+            model
+        ) != before:
             old.retire()
         return lease
 

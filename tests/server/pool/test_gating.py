@@ -4,6 +4,7 @@ variants while requests run.
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -92,6 +93,26 @@ async def test_swapped_scales_are_rejected(tmp_path: Path, tiny_chat: Path) -> N
                 pass
 
 
+async def stream(pool: Pool, number: int, done: list[tuple[str, int]], stopping: asyncio.Event) -> None:
+    """One request after another; which variant answered, and with how many tokens."""
+    params = SamplingParams(max_tokens=12, temperature=0.0, reproducible=False)
+    for count in itertools.count():
+        if stopping.is_set():
+            return
+        async with pool.acquire("m", wait_s=None) as lease:
+            request = Generate(id=f"{number}-{count}", prompt=(1, 2, 3), params=params)
+            tokens = [token async for event in lease.engine.generate(request) for token in event.tokens]
+            done.append((lease.variant.recipe, len(tokens)))
+
+
+async def more(done: list[tuple[str, int]], count: int) -> list[tuple[str, int]]:
+    """What came after the next 16, which may have begun before."""
+    start = len(done)
+    while len(done) < start + 16 + count:
+        await asyncio.sleep(0.01)
+    return done[start + 16 :]
+
+
 @pytest.mark.slow
 async def test_names_move_under_load_and_back_and_over_a_restart(tmp_path: Path, tiny_chat: Path) -> None:
     """16 streams all the while: none fails, none is cut."""
@@ -102,32 +123,15 @@ async def test_names_move_under_load_and_back_and_over_a_restart(tmp_path: Path,
             pass
         done: list[tuple[str, int]] = []
         stopping = asyncio.Event()
-
-        async def stream(number: int) -> None:
-            count = 0
-            while not stopping.is_set():
-                async with pool.acquire("m", wait_s=None) as lease:
-                    params = SamplingParams(max_tokens=12, temperature=0.0, reproducible=False)
-                    request = Generate(id=f"{number}-{count}", prompt=(1, 2, 3), params=params)
-                    tokens = [t async for event in lease.engine.generate(request) for t in event.tokens]
-                    done.append((lease.variant.recipe, len(tokens)))
-                count += 1
-
-        streams = [asyncio.create_task(stream(number)) for number in range(16)]
+        streams = [asyncio.create_task(stream(pool, number, done, stopping)) for number in range(16)]
         await Promoter(pool, pool._jobs).promote(model, "q6_k")
-        moved = len(done)
-        while len(done) < moved + 32:
-            await asyncio.sleep(0.01)
-        assert {name for name, _ in done[moved + 16 :]} == {"q6_k"}
+        assert {name for name, _ in await more(done, 16)} == {"q6_k"}
         with pytest.raises(Conflict):
             await Promoter(pool, pool._jobs).promote(model, "q6_k")
         await Promoter(pool, pool._jobs).roll_back(model)
-        moved = len(done)
-        while len(done) < moved + 32:
-            await asyncio.sleep(0.01)
+        assert {name for name, _ in await more(done, 16)} == {"q8_0"}
         stopping.set()
         await asyncio.gather(*streams)
-        assert {name for name, _ in done[moved + 16 :]} == {"q8_0"}
         assert {count for _, count in done} == {12}
         await Promoter(pool, pool._jobs).promote(model, "q6_k")
     async with serving(cache, model) as pool:
