@@ -63,7 +63,8 @@ def own_server(source: str, variant: str, context: int, parallel: int) -> Iterat
     command = [sys.executable, "-m", "server", "serve", source, "--port", str(port)]
     command += ["--variant", variant, "--ctx", str(context), "--parallel", str(parallel)]
     with tempfile.TemporaryDirectory(prefix="quantserve-bench-") as cache:
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "QUANTSERVE_CACHE": cache})
+        environ = {**os.environ, "QUANTSERVE_CACHE": cache, "QUANTSERVE_MEASURE_BUDGET": "0"}
+        process = subprocess.Popen(command, cwd=ROOT, env=environ)
         target = Target(
             "quantserve", f"http://127.0.0.1:{port}", f"{Path(source).name}:{variant}", process.pid
         )

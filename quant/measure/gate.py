@@ -26,6 +26,7 @@ class Gate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_kl_p99: float | None = None
     min_top1: float | None = 0.70  # share of tokens
     max_ppl_ratio: float | None = None  # of the variant's perplexity to the source's, on the same text
+    max_times_band: float | None = 10.0  # mean KL, as a multiple of what so many bits promise
     serve_anyway: bool = False  # a rejected variant is served all the same; every answer says so
 
 
@@ -52,9 +53,11 @@ def _beyond(found: Measurement, gate: Gate) -> Iterator[str]:
         yield "the model computes NaN or infinity"
         return
     doubt = 0.0 if found.complete else DOUBT
-    ratio = found.ppl_ratio
+    ratio, band = found.ppl_ratio, BANDS.get(found.bits or 0)
+    times = None if band is None or gate.max_times_band is None else gate.max_times_band * band
     for figure, limit, name, label in (
         (found.kl.mean, gate.max_kl, "max_kl", "mean KL divergence"),
+        (found.kl.mean, times, f"max_times_band: {found.bits} bits promise {band}", "mean KL divergence"),
         (found.kl.p99, gate.max_kl_p99, "max_kl_p99", "99th percentile of KL divergence"),
         (ratio, gate.max_ppl_ratio, "max_ppl_ratio", "perplexity ratio"),
     ):

@@ -54,7 +54,7 @@ from server.process.reference import GREEDY_TOKENS, SHARD, ReferenceMaker, perpl
 from server.types import Open
 
 SMALL_ERROR = 0.05  # of the mean divergence: then more text is not needed
-FEWEST_SHARDS, MOST_SHARDS = 6, 48
+FEWEST_SHARDS, MOST_SHARDS, QUICK_SHARDS = 6, 48, 3
 WORST = 5
 PACKAGES = ("llama-cpp-python", "numpy", "torch", "transformers")
 KINDS = {
@@ -107,7 +107,9 @@ class Measuring:
 
     @property
     def _most(self) -> int:
-        return MOST_SHARDS if self.order.texts is None else max(1, math.ceil(self.order.texts / SHARD))
+        if self.order.texts is not None:
+            return max(1, math.ceil(self.order.texts / SHARD))
+        return QUICK_SHARDS if self.order.quick else MOST_SHARDS
 
     async def _start(self, stack: AsyncExitStack) -> Asker:
         order, began = self.order, time.monotonic()
@@ -132,7 +134,7 @@ class Measuring:
             self._tell("measure", number, self._most)
             shard = await self.maker.shard(number) if number < self._most else None
             if shard is None:
-                self.complete = True
+                self.complete = not self.order.quick or self.order.texts is not None
                 break
             await self._compare(asker, shard)
             self.complete = self._is_enough()

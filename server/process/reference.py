@@ -18,6 +18,7 @@ from quant.checkpoint import checkpoint_tensors
 from quant.errors import BadSource, UnsupportedArchitecture
 from quant.files import open_regular, replace_synced
 from quant.gguf.header import read_header
+from quant.measure.score import KEPT
 from quant.measure.score import Reference as Scored
 from quant.measure.shards import Answer, ReferenceShelf, Shard
 from quant.measure.text import Chunk, Corpus, Text, chunked, halves, windows
@@ -41,6 +42,7 @@ GREEDY_PROMPTS = 24
 LARGEST_F32 = 4 << 30  # bytes of a float32 GGUF file that is made for this
 CUDA = Path("/dev/nvidiactl")
 CORPUS_CHUNK = 512  # tokens, as llama.cpp cuts
+KEPT_OF_CORPUS = 4 * KEPT  # a text of others' surprises the source: more lies beyond the most probable ones
 CORPUS_LIMIT = 8 << 20  # bytes
 PERPLEXITY_TOKENS = 4096
 SEED = 20  # of the text; the calibration's is another, and so are its prompts
@@ -62,7 +64,8 @@ class ReferenceMaker:
         self.order, self.source, self.store = order, source, store
         self.label, self._open = _reference_engine(order, source, store)
         corpus = _digest(order.corpus) if order.corpus else None
-        what: list[object] = [source.digest, self.label, corpus or "self", order.context, SEED]
+        self._kept = KEPT_OF_CORPUS if corpus else KEPT
+        what = [source.digest, self.label, corpus or "self", order.context, SEED, self._kept]
         self.shelf = ReferenceShelf(Path(order.cache), what)
         self._stack = AsyncExitStack()
         self._asker: Asker | None = None
@@ -197,7 +200,8 @@ class ReferenceMaker:
 
     async def _scored(self, text: Text) -> Scored:
         asker = await self._ask()
-        return Scored(text, tuple(await asker.all(asker.expected, text.chunks)))
+        found = await asker.all(lambda chunk: asker.expected(chunk, self._kept), text.chunks)
+        return Scored(text, tuple(found))
 
     async def _greedy(self, asked: Asked) -> Answer:
         asker = await self._ask()

@@ -19,7 +19,7 @@ from quant.measure.measurement import (
 from quant.recipe import PRESETS
 from tests.quant.measure.measurements import measurement
 
-OPEN = Gate(max_kl=None, min_top1=None)
+OPEN = Gate(max_kl=None, min_top1=None)  # but for the band
 
 
 def test_nothing_is_known_of_what_was_not_measured() -> None:
@@ -41,6 +41,7 @@ class Limit:
         Limit(replace(OPEN, max_kl_p99=1.0), {"p99": 1.1}, "max_kl_p99"),
         Limit(replace(OPEN, max_ppl_ratio=1.5), {"ppl_ratio": Figure(1.6, 0.0)}, "max_ppl_ratio"),
         Limit(OPEN, {"finite": False}, "NaN"),
+        Limit(OPEN, {"bits": 8, "kl": 0.021}, "max_times_band: 8 bits promise 0.002"),
     ],
 )
 def test_each_limit_rejects_alone_and_says_its_name(limit: Limit) -> None:

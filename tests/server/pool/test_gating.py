@@ -32,7 +32,7 @@ TEXT = list(range(300, 360))
 async def serving(cache: Path, model: Model) -> AsyncIterator[Pool]:
     """With all the time that a measurement takes."""
     before = children()
-    settings = Settings(cache=cache, measure_budget_s=500.0)
+    settings = Settings(cache=cache, measure_budget_s=300.0)
     store = VariantStore(cache)
     pool = Pool(settings, Catalog((model,)), store, Jobs(settings, store))
     await pool.start()
@@ -67,7 +67,7 @@ async def test_what_is_broken_is_rejected_and_never_served(tmp_path: Path, tiny_
     assert max(errors, key=lambda one: one.added).block == 5
     async with serving(cache, tiny(tiny_chat, "q8_0")) as pool:  # the old measurement is of other files
         for _ in range(2):
-            with pytest.raises(VariantRejected, match=r"max_kl|min_top1"):
+            with pytest.raises(VariantRejected, match="max_times_band"):
                 async with pool.acquire("m:q8_0", wait_s=None):
                     pass
         with pytest.raises(VariantRejected):
@@ -86,7 +86,7 @@ async def test_what_is_broken_is_rejected_and_never_served(tmp_path: Path, tiny_
 @pytest.mark.slow
 async def test_swapped_scales_are_rejected(tmp_path: Path, tiny_chat: Path) -> None:
     cache = tmp_path / "cache"
-    swap_scales(build(cache, tiny_chat, "q8_0"), "blk.3.ffn_up.weight", "blk.3.ffn_gate.weight")
+    swap_scales(build(cache, tiny_chat, "q8_0"), "blk.0.attn_k.weight", "blk.0.attn_v.weight")
     async with serving(cache, tiny(tiny_chat, "q8_0")) as pool:
         with pytest.raises(VariantRejected):
             async with pool.acquire("m", wait_s=None):
