@@ -1,11 +1,10 @@
 """models.yaml read again: unchanged models go on, others end with their last use, mistakes change nothing."""
 
-import asyncio
 from pathlib import Path
 
 from server.catalog import Catalog, CatalogError, Model
 from tests.server.api.support import COMPLETIONS, application, client, completion, error_of
-from tests.server.pool.support import toy, until, write_gguf
+from tests.server.pool.support import answer, toy, until, write_gguf
 
 
 async def test_what_did_not_change_goes_on_and_what_did_is_loaded_anew(tmp_path: Path) -> None:
@@ -25,13 +24,11 @@ async def test_what_did_not_change_goes_on_and_what_did_is_loaded_anew(tmp_path:
         for name in ("toy", "gone"):
             assert (await http.post(COMPLETIONS, json=completion(model=name))).status_code == 200
         pids = {engine.served.model: engine.pid for engine in services.pool.engines()}
-        slow = asyncio.create_task(
-            http.post(COMPLETIONS, json=completion(model="gone", prompt=[5], max_tokens=200))
-        )
-        await until(lambda: any(engine.users for engine in services.pool.engines()), 10)
-        answer = await http.post("/admin/reload")
-        assert answer.json() == {"models": ["toy", "new"]}
-        assert (await slow).json()["usage"]["completion_tokens"] == 200
+        async with services.pool.acquire("gone", wait_s=10) as lease:
+            told = await http.post("/admin/reload")
+            assert told.json() == {"models": ["toy", "new"]}
+            assert len(await answer(lease)) == 8
+        await until(lambda: lease.engine.dead, 20)
         assert (await http.post(COMPLETIONS, json=completion(model="gone"))).status_code == 404
         assert (await http.post(COMPLETIONS, json=completion(model="new"))).status_code == 200
         assert (await http.post(COMPLETIONS, json=completion())).status_code == 200
