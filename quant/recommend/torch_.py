@@ -15,15 +15,14 @@ SPARE_SHARE = 0.05  # of the device's memory: the engine leaves it free
 STEP_TOKENS = 2048
 ACTIVATION_BYTES = 2
 
-# Mean KL divergence of chat-34m from its source on held-out prose (docs/quantization.md). Where a preset's
-# own was not measured it is that of a method which it starts from and does not fall behind: gptq's for w4a16
-# and best, awq's with symmetric codes for awq-w4g128.
+# Mean KL divergence of chat-34m from its source on held-out prose (docs/quantization.md). What a file of
+# another format holds is its method's: gptq's for gptq-w4g128, awq's with symmetric codes for awq-w4g128.
 LOSS: Mapping[str, float] = MappingProxyType(
     {
         "w8a16": 0.0007,
         "int8": 0.0016,
         "w8a8": 0.0033,
-        "best": 0.0613,
+        "best": 0.0587,
         "w4a16": 0.0613,
         "gptq-w4g128": 0.0613,
         "awq-w4g128": 0.0923,
