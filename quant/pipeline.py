@@ -88,9 +88,10 @@ def build_variant(
 
 
 def _clear_leftovers(store: VariantStore, key: str) -> None:
-    """A builder that was killed just after it published has left its scratch."""
+    """A builder that was killed just after it published has left its scratch and its locks."""
     if store.scratch(key).exists():
         store.discard_scratch(key)
+    store.sweep_locks()
 
 
 @contextmanager

@@ -174,7 +174,11 @@ class VariantStore:
             elif self.find(folder.name) or _newest(folder) < time.time() - max_age_s:
                 self.discard_scratch(folder.name)
         DigestMemo(self.cache).sweep()
-        if self._locks.is_dir():
+        self.sweep_locks()
+
+    def sweep_locks(self) -> None:
+        """Remove the files of locks that killed processes held; a read-only cache keeps them."""
+        with suppress(OSError):
             for name in os.listdir(self._locks):
                 with try_lock_file(self._locks / name):  # releasing a lock removes its file
                     pass
