@@ -129,7 +129,7 @@ def configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="none",  # `run` has chosen it
-        http=bounded(settings.body_wait_s),
+        http=bounded(settings.body_wait_s, settings.write_wait_s),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -54,6 +54,7 @@ class Settings:
     ping_s: float = 15.0  # between two comments that keep a stream alive
     body_limit: int = 4 * 1024**2  # bytes of one request body
     body_wait_s: float = 30.0  # from the head of a request to the end of its body
+    write_wait_s: float = 60.0  # for a client that reads nothing of its answer, before it is cut
     queue_limit: int = 256  # requests that may wait for one engine
     default_context: int = 4096  # tokens, for models that name no context
     lark_grammars: bool = False  # take grammars from requests, besides schemas, expressions and choices
@@ -180,6 +181,7 @@ READERS: Mapping[str, Reader] = {
     "ping_s": _seconds,
     "body_limit": _bytes,
     "body_wait_s": _seconds,
+    "write_wait_s": _seconds,
     "queue_limit": _whole(1, 1_000_000),
     "default_context": _whole(16, 16_777_216),
     "lark_grammars": _flag,

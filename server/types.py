@@ -84,6 +84,13 @@ class Abort(Struct, frozen=True, kw_only=True, tag=True):
     id: str
 
 
+class Hold(Struct, frozen=True, kw_only=True, tag=True):
+    """Nobody takes what was sent: compute no more of this request until another Hold says so."""
+
+    id: str
+    on: bool
+
+
 class Tokenize(Struct, frozen=True, kw_only=True, tag=True):
     """Asked only of engines whose model has no tokenizer.json (GGUF sources)."""
 
@@ -136,7 +143,7 @@ class Open(Struct, frozen=True, kw_only=True, tag=True):
     options: dict[str, str] = {}
 
 
-Command = Open | Generate | Abort | Tokenize | Embed | Shutdown
+Command = Open | Generate | Abort | Hold | Tokenize | Embed | Shutdown
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):
@@ -217,6 +224,7 @@ class Status(Struct, frozen=True, kw_only=True, tag=True):
 
     running: int = 0
     waiting: int = 0
+    held: int = 0  # of both, whose readers do not read
     kv_used_tokens: int = 0
     kv_total_tokens: int = 0
     preemptions: int = 0

@@ -20,6 +20,7 @@ from server.api.schema.answers import PromptDetails, Usage
 from server.api.schema.sampling import Sampling
 from server.errors import ContextTooLong, EngineDied, Overloaded, RequestError
 from server.pool.states import Lease, Served
+from server.process.inbox import one_by_one
 from server.text.answer import AnswerReader
 from server.text.model import Sampling as Recommended
 from server.text.model import TextModel
@@ -28,6 +29,7 @@ from server.types import Generate, Grammar, Reasoning, SamplingParams, Tokens
 
 Number = TypeVar("Number", int, float)
 SEED_BITS = 63
+UNSENT = 64  # deltas of a request's answers that may wait for the client
 QUEUE_RETRY_S = 1
 
 
@@ -235,23 +237,25 @@ async def _run(
     first = True
     with meter.sequence() as timer:
         async with aclosing(lease.engine.generate(request)) as events:
-            async for event in events:
-                before = choice.tokens
-                delta = choice.push(event)
-                new = choice.tokens - before
-                tally.completion += new
-                timer.tokens(new)
-                if first:
-                    first = False
-                    tally.cached += 0 if candidate else event.cached_tokens or 0
-                    delta = _with_prompt(delta, plan.prompts[number], event, lease.text)
-                if reader is not None:
-                    delta = understood(delta, reader)
-                    tally.reasoning += new if delta.reasoning or reader.thinking else 0
-                timer.finish = delta.finish
-                yield delta
-                if delta.finish:
-                    return
+            async for together in events:
+                timer.tokens(len(together.tokens))
+                # a token at a time for those who tell thoughts from answers, and count both
+                for event in (together,) if reader is None else one_by_one(together):
+                    before = choice.tokens
+                    delta = choice.push(event)
+                    new = choice.tokens - before
+                    tally.completion += new
+                    if first:
+                        first = False
+                        tally.cached += 0 if candidate else event.cached_tokens or 0
+                        delta = _with_prompt(delta, plan.prompts[number], event, lease.text)
+                    if reader is not None:
+                        delta = understood(delta, reader)
+                        tally.reasoning += new if delta.reasoning or reader.thinking else 0
+                    timer.finish = delta.finish
+                    yield delta
+                    if delta.finish:
+                        return
 
 
 def _with_prompt(delta: Delta, prompt: Prompt, event: Tokens, text: TextModel) -> Delta:
@@ -274,7 +278,7 @@ async def _merged(runs: list[AsyncGenerator[Delta]]) -> AsyncGenerator[Delta]:
             async for delta in deltas:
                 yield delta
         return
-    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(UNSENT)
     tasks = [asyncio.create_task(_pour(run, queue)) for run in runs]
     try:
         left = len(tasks)
@@ -294,8 +298,8 @@ async def _pour(run: AsyncGenerator[Delta], queue: "asyncio.Queue[Delta | Except
     try:
         async with aclosing(run) as deltas:
             async for delta in deltas:
-                queue.put_nowait(delta)
+                await queue.put(delta)
     except Exception as error:  # noqa: BLE001 - raised again by the one who reads the queue
-        queue.put_nowait(error)
+        await queue.put(error)
     else:
-        queue.put_nowait(None)
+        await queue.put(None)

@@ -134,14 +134,19 @@ class Timer:
         self.finish: Finish | None = None
 
     def tokens(self, count: int) -> None:
-        """So many have arrived together; the time since the last ones is shared among them."""
+        """So many have arrived together. They share the time since the last ones; that before the first token
+        is its own."""
         if not count:
             return
         now = time.perf_counter()
+        after, between_s = count, 0.0
         if self._last is None:
             self._first.observe(now - self._arrived)
+            after -= 1
         else:
-            self._between.observe((now - self._last) / count)
+            between_s = (now - self._last) / count
+        for _ in range(after):
+            self._between.observe(between_s)
         self._last = now
         self._generated.inc(count)
 
@@ -154,6 +159,10 @@ Read = Callable[[Status], float]
 GAUGES: Mapping[str, tuple[str, Read]] = {
     "num_requests_running": ("Sequences being decoded", lambda status: status.running),
     "num_requests_waiting": ("Sequences waiting for a slot", lambda status: status.waiting),
+    "num_requests_held": (
+        "Sequences, running or waiting, that are not computed because nobody reads them",
+        lambda status: status.held,
+    ),
     "kv_cache_usage_perc": (
         "Share of KV memory in use, 1 is all",
         lambda status: status.kv_used_tokens / max(1, status.kv_total_tokens),

@@ -19,6 +19,7 @@ from server.types import (
     Events,
     Failed,
     Generate,
+    Hold,
     Open,
     Reply,
     Shutdown,
@@ -107,13 +108,9 @@ class EngineLoop:
             case Generate():
                 self._accept(command)
             case Abort(id=request_id):
-                if self._embeds.pop(request_id, None) is not None:
-                    return
-                if self.compiler is not None and self.compiler.cancel(request_id):
-                    self._emit([Tokens(id=request_id, tokens=(), finish="abort")])
-                    return
-                if (event := self.scheduler.abort(request_id)) is not None:
-                    self._emit([event])
+                self._abort(request_id)
+            case Hold(id=request_id, on=on):
+                self.scheduler.hold(request_id, on)
             case Tokenize():
                 self._tokenize(command)
             case Embed():
@@ -122,6 +119,14 @@ class EngineLoop:
                 self._stopping = True
             case Open():
                 raise AssertionError("an engine is opened once, before its loop")
+
+    def _abort(self, request_id: str) -> None:
+        if self._embeds.pop(request_id, None) is not None:
+            return
+        if self.compiler is not None and self.compiler.cancel(request_id):
+            self._emit([Tokens(id=request_id, tokens=(), finish="abort")])
+        elif (event := self.scheduler.abort(request_id)) is not None:
+            self._emit([event])
 
     def _accept(self, request: Generate) -> None:
         if request.grammar is None and request.reasoning is None:

@@ -22,7 +22,7 @@ class Scheduler:
     """`plan` a batch, compute it, `commit` its results; up to two batches may be between the two calls.
 
     Invariants: every accepted request gets exactly one final event; as long as one request is unfinished and
-    nothing is in flight, `plan` has rows.
+    not held, and nothing is in flight, `plan` has rows.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -32,18 +32,20 @@ class Scheduler:
         self.running: dict[str, Sequence] = {}
         self._sequences: dict[str, Sequence] = {}
         self._ended: list[int] = []  # keys that the executor may forget
-        self._arrivals = 0
+        self._arrivals = self._held = 0
         self._preemptions = self._prompt_tokens = self._cached_tokens = self._generated = self._steps = 0
 
     @property
     def busy(self) -> bool:
-        return bool(self._sequences)
+        """Something is to be computed."""
+        return len(self._sequences) > self._held
 
     @property
     def status(self) -> Status:
         return Status(
             running=len(self.running),
             waiting=len(self.waiting),
+            held=self._held,
             kv_used_tokens=self.slots.ledger.used_tokens,
             kv_total_tokens=self.slots.ledger.total * self.limits.page,
             preemptions=self._preemptions,
@@ -81,6 +83,13 @@ class Scheduler:
             return None
         return self._final(sequence, "abort")
 
+    def hold(self, request_id: str, on: bool) -> None:
+        """Compute no more of a request, or go on with it. It keeps its slot until another one needs it."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None and sequence.held != on:
+            sequence.held = on
+            self._held += 1 if on else -1
+
     # -- planning ---------------------------------------------------------------------------------
 
     def plan(self) -> Batch:
@@ -97,7 +106,9 @@ class Scheduler:
         return Batch(self.slots.take_ops(), tuple(rows))
 
     def _may_run(self, sequence: Sequence) -> bool:
-        if sequence.slot is None or sequence.must_wait:  # without a slot: preempted while this was planned
+        if sequence.held or sequence.must_wait:
+            return False
+        if sequence.slot is None:  # preempted while this was planned
             return False
         return sequence.wants_more or sequence.computed < sequence.prompt_tokens
 
@@ -138,15 +149,30 @@ class Scheduler:
 
     def _admit(self) -> None:
         for sequence in list(self.waiting):
-            if len(self.running) == self.limits.running:
-                return
-            assert not sequence.in_flight, "a step was committed since it was preempted"
-            match, shared = self._match(sequence)
-            if self._sibling_brings_more(sequence, shared):
-                continue
-            if self.running and not self.slots.fits(len(sequence.tokens) + 1, shared):
+            if not sequence.held and not self._admit_one(sequence):
                 return  # nobody overtakes: else a long prompt could wait for ever
-            self._place(sequence, match, shared)
+
+    def _admit_one(self, sequence: Sequence) -> bool:
+        """False where there is no room for it."""
+        if len(self.running) == self.limits.running and not self._displace_held():
+            return False
+        assert not sequence.in_flight, "a step was committed since it was preempted"
+        match, shared = self._match(sequence)
+        if self._sibling_brings_more(sequence, shared):
+            return True
+        while self.running and not self.slots.fits(len(sequence.tokens) + 1, shared):
+            if not self._displace_held():
+                return False
+            match, shared = self._match(sequence)
+        self._place(sequence, match, shared)
+        return True
+
+    def _displace_held(self) -> bool:
+        """Take the slot of a sequence whose reader does not read; False: there is none."""
+        held = [s for s in self.running.values() if s.held and not s.in_flight]
+        if held:
+            self._preempt(max(held, key=_rank))
+        return bool(held)
 
     def _match(self, sequence: Sequence) -> tuple[Resident | None, int]:
         """The best prefix at hand. Scoring a prompt needs all its logits: no prefix then."""
@@ -162,7 +188,7 @@ class Scheduler:
         promised = [
             Resident(-1, s.tokens, s.prompt_tokens, s.family)
             for s in self.running.values()
-            if s.known < s.prompt_tokens
+            if s.known < s.prompt_tokens and not s.held
         ]
         _, length = best_match(sequence.tokens, sequence.family, promised)
         return length - length % self.limits.page > shared + self.limits.page
@@ -184,7 +210,7 @@ class Scheduler:
         size = sequence.computed + take
         busy = {row.sequence.key for row in planned}
         while not self.slots.has_room(sequence.slot, size):
-            victim = max((s for s in self.running.values() if s.key not in busy), key=_rank)
+            victim = max((s for s in self.running.values() if s.key not in busy), key=_held_first)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -278,6 +304,7 @@ class Scheduler:
 
     def _end(self, sequence: Sequence, finish: FinishReason) -> None:
         sequence.finish = finish
+        self._held -= sequence.held
         self._ended.append(sequence.key)
         del self._sequences[sequence.request.id]
         if sequence.slot is None:
@@ -307,6 +334,10 @@ class Scheduler:
 
 def _rank(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.rank
+
+
+def _held_first(sequence: Sequence) -> tuple[bool, tuple[int, int, int]]:
+    return sequence.held, sequence.rank
 
 
 def _decode_first(sequence: Sequence) -> tuple[bool, tuple[int, int, int]]:

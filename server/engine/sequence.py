@@ -22,6 +22,7 @@ class Sequence:
     finish: FinishReason | None = None
     cached_tokens: int = 0
     announced: bool = False  # its first event was sent
+    held: bool = False  # nobody takes its tokens: it is not computed further
     constraint: Constraint | None = None
     prompt_scores: list[TokenLogprobs | None] = field(default_factory=list)
 

@@ -11,9 +11,11 @@ import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import partial
 
 from server.errors import EngineDied, EngineFailed, OpenError, RequestError, ServerError, by_code
 from server.process.child import describe_exit, engine_environment, python_module
+from server.process.inbox import Inbox
 from server.process.wire import BrokenWire, FrameTooLong, frame, read_reply
 from server.types import (
     Abort,
@@ -24,6 +26,7 @@ from server.types import (
     Events,
     Failed,
     Generate,
+    Hold,
     Loading,
     Open,
     OpenFailed,
@@ -57,7 +60,7 @@ class EngineClient:
         self._process = process
         self._reader, self._writer = streams
         self._on_progress = on_progress
-        self._inboxes: dict[str, asyncio.Queue[Event | EngineDied]] = {}
+        self._inboxes: dict[str, Inbox] = {}
         self._broken: str | None = None
         self._numbers = itertools.count()
         self._opened: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -177,7 +180,7 @@ class EngineClient:
         await asyncio.shield(self._stopping)
 
     @contextlib.contextmanager
-    def _inbox(self, command: Generate | Tokenize | Embed) -> Iterator[asyncio.Queue[Event | EngineDied]]:
+    def _inbox(self, command: Generate | Tokenize | Embed) -> Iterator[Inbox]:
         """Send a request and collect its events. Raises EngineDied where nobody is there to take it."""
         if self.dead or self._stopping is not None:
             raise EngineDied("the engine is not running")
@@ -186,7 +189,7 @@ class EngineClient:
             self._send(command)
         except FrameTooLong:
             raise RequestError("the request is too large for one message to the engine") from None
-        inbox = self._inboxes[command.id] = asyncio.Queue()
+        inbox = self._inboxes[command.id] = Inbox(partial(self._hold, command.id))
         try:
             yield inbox
         finally:
@@ -195,6 +198,10 @@ class EngineClient:
     def _send(self, command: Command) -> None:
         """Never waits: the engine reads in a thread of its own, and the API bounds what can be asked."""
         self._writer.write(frame(command))
+
+    def _hold(self, id: str, on: bool) -> None:
+        if not self.dead:
+            self._send(Hold(id=id, on=on))
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -238,7 +245,7 @@ class EngineClient:
             case Events(items=items):
                 for event in items:
                     if (inbox := self._inboxes.get(event.id)) is not None:
-                        inbox.put_nowait(event)
+                        inbox.put(event)
             case Status():
                 self.status = reply
             case Loading(done=done):
@@ -264,7 +271,7 @@ class EngineClient:
         (log.info if planned else log.warning)("engine %d %s", self.pid, death)
         self._open(EngineDied(f"the engine {death} while it was loading"))
         for inbox in self._inboxes.values():
-            inbox.put_nowait(EngineDied(f"the engine {death} while it held this request"))
+            inbox.put(EngineDied(f"the engine {death} while it held this request"))
         if self.on_death is not None and not planned:
             self.on_death(self)
 

@@ -1,6 +1,7 @@
 """What one request sees of the engine: refusals, scores, cached prefixes, status."""
 
 import pytest
+from msgspec.structs import replace
 
 from server.backends.toy import Rows, ToyEmbedder, ToyExecutor
 from server.engine.loop import EMBED_TOKENS
@@ -12,6 +13,7 @@ from server.types import (
     Embedded,
     Failed,
     Generate,
+    Hold,
     Limits,
     SamplingParams,
     Status,
@@ -186,3 +188,43 @@ def test_short_texts_are_embedded_several_at_a_time_and_long_ones_by_themselves(
 def test_an_engine_without_embeddings_refuses_them() -> None:
     result = run("toy-rows", {0: [Embed(id="e", tokens=(1,))]}, LIMITS)
     assert [type(event) for event in result.events["e"]] == [Failed]
+
+
+def hold(name: str, on: bool) -> Hold:
+    return Hold(id=name, on=on)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_nobody_reads_stands_still_and_then_goes_on(backend: str) -> None:
+    limits = replace(LIMITS, context=128)
+    requests = [ask("unread", (1, 2), 40), ask("read", (3, 4), 80)]
+    timed: dict[int, list[Command]] = {
+        0: [*requests],
+        10: [hold("unread", True)],
+        10**6: [hold("unread", False)],
+    }
+    result = run(backend, timed, limits)
+    last_read = max(place for place, name in enumerate(result.trace) if name == "read")
+    assert result.trace[:last_read].count("unread") < 15
+    assert result.trace[last_read:].count("unread") > 20
+    assert max(status.held for status in result.statuses) == 1
+    assert result.statuses[-1].held == 0
+    for request in requests:
+        assert result.text(request.id) == alone(request, 128)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_held_sequence_gives_its_slot_to_one_that_waits(backend: str) -> None:
+    """Two slots, both of streams that nobody reads: a third is answered, and then they go on."""
+    requests = [ask("a", (1, 2), 30), ask("b", (3, 4), 30), ask("new", (5, 6), 4)]
+    timed: dict[int, list[Command]] = {
+        0: [requests[0], requests[1]],
+        10: [hold("a", True), hold("b", True)],
+        20: [requests[2]],
+        10**6: [hold("a", False), hold("b", False)],
+    }
+    result = run(backend, timed, LIMITS)
+    assert result.events_before("a", "new") < 15
+    assert result.statuses[-1].preemptions == 1
+    for request in requests:
+        assert result.text(request.id) == alone(request, 64)

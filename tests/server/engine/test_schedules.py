@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.backends.toy import VOCAB, Pages, Rows
-from server.types import Abort, Command, Failed, Generate, Limits, SamplingParams, Tokens
+from server.types import Abort, Command, Failed, Generate, Hold, Limits, SamplingParams, Tokens
 from tests.server.engine.script import Run, alone, run
 
 CONTEXT = 48
@@ -74,8 +74,16 @@ def schedules(draw: st.DrawFn, *, failing: bool = False) -> Schedule:
         if draw(st.integers(0, 3)) == 0:
             aborted.add(name)
             timed[at + draw(st.integers(0, 15))].append(Abort(id=name))
+        if draw(st.booleans()):
+            hold(timed, name, at + draw(st.integers(0, 15)), draw(st.integers(1, 30)))
     fail_at = draw(st.frozensets(st.integers(1, 40), max_size=4)) if failing else frozenset()
     return Schedule(timed, draw(all_limits()), requests, frozenset(aborted), fail_at)
+
+
+def hold(timed: dict[int, list[Command]], name: str, at: int, steps: int) -> None:
+    """A reader that does not read for so many steps."""
+    timed[at].append(Hold(id=name, on=True))
+    timed[at + steps].append(Hold(id=name, on=False))
 
 
 def crowded(seed: int) -> Schedule:
@@ -104,6 +112,8 @@ def crowded(seed: int) -> Schedule:
         if rng.random() < 0.15:
             aborted.add(name)
             timed[at + rng.randint(0, 25)].append(Abort(id=name))
+        if rng.random() < 0.4:
+            hold(timed, name, at + rng.randint(0, 25), rng.randint(1, 30))
     running = rng.randint(2, 5)
     limits = Limits(
         running=running,
