@@ -125,14 +125,16 @@ async def ask(services: Services, name: str, plan: Planner, *, wait_s: float | N
 
     Where the engine dies before anything was generated, another one answers: the client need not know.
     """
-    try:
-        async with aclosing(_attempt(services, name, plan, wait_s)) as parts:
-            async for part in parts:
-                yield part
-    except _DiedUnstarted:
-        async with aclosing(_attempt(services, name, plan, wait_s)) as parts:
-            async for part in parts:
-                yield part
+    with Meter(services.metrics) as meter:
+        try:
+            async with aclosing(_attempt(services, name, plan, wait_s, meter)) as parts:
+                async for part in parts:
+                    yield part
+        except _DiedUnstarted:
+            meter.again()
+            async with aclosing(_attempt(services, name, plan, wait_s, meter)) as parts:
+                async for part in parts:
+                    yield part
 
 
 class _DiedUnstarted(EngineDied):
@@ -140,9 +142,8 @@ class _DiedUnstarted(EngineDied):
 
 
 async def _attempt(
-    services: Services, name: str, plan: Planner, wait_s: float | None
+    services: Services, name: str, plan: Planner, wait_s: float | None, meter: Meter
 ) -> AsyncGenerator[Part]:
-    meter = Meter(services.metrics)
     async with services.pool.acquire(name, wait_s=wait_s) as lease:
         planned = await plan(lease)
         requests = _requests(planned, lease)

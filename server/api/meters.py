@@ -102,17 +102,33 @@ class Metrics:
 
 
 class Meter:
-    """Times one request from its arrival, load and queue included."""
+    """Times one request from its arrival, load and queue included. What it counts is known to others at its
+    end; a request that has to begin again counts once."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._arrived = time.perf_counter()
         self._labels: tuple[str, str, str] = ("", "", "")
+        self._begun = False
+        self._ended: list[Timer] = []
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for timer in self._ended:
+            timer.count()
 
     def begin(self, served: Served, prompt_tokens: int) -> None:
         self._labels = _labels(served)
-        self._metrics.prompt_tokens.labels(*self._labels).inc(prompt_tokens)
-        self._metrics.queued.labels(*self._labels).observe(time.perf_counter() - self._arrived)
+        if not self._begun:
+            self._begun = True
+            self._metrics.prompt_tokens.labels(*self._labels).inc(prompt_tokens)
+            self._metrics.queued.labels(*self._labels).observe(time.perf_counter() - self._arrived)
+
+    def again(self) -> None:
+        """Its engine died before it answered: another one is asked."""
+        self._ended.clear()
 
     @contextmanager
     def sequence(self) -> Iterator["Timer"]:
@@ -122,6 +138,7 @@ class Meter:
             yield timer
         finally:
             timer.end()
+            self._ended.append(timer)
 
 
 class Timer:
@@ -131,6 +148,7 @@ class Timer:
         self._generated = metrics.generation_tokens.labels(*labels)
         self._metrics, self._labels, self._arrived = metrics, labels, arrived
         self._last: float | None = None
+        self._seconds = 0.0
         self.finish: Finish | None = None
 
     def tokens(self, count: int) -> None:
@@ -151,8 +169,12 @@ class Timer:
         self._generated.inc(count)
 
     def end(self) -> None:
+        self._seconds = time.perf_counter() - self._arrived
+
+    def count(self) -> None:
+        """After its end."""
         self._metrics.success.labels(*self._labels, self.finish or "abort").inc()
-        self._metrics.whole.labels(*self._labels).observe(time.perf_counter() - self._arrived)
+        self._metrics.whole.labels(*self._labels).observe(self._seconds)
 
 
 Read = Callable[[Status], float]

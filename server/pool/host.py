@@ -269,7 +269,10 @@ class VariantHost:
         if loaded is None or loaded.engine is not engine:
             return
         self._unloading = asyncio.create_task(loaded.close(), name=f"bury {self.id}")
-        self._died(f"the engine {engine.death}")
+        if engine.killed_at_work:  # no crash: nothing says that the next one would die of the same
+            log.error("%s: the engine %s, and is started again", self.id, engine.death)
+        else:
+            self._died(f"the engine {engine.death}")
         if not self._closed and self.refusal() is None:
             self.restarts += 1
             self.load()

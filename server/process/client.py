@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
@@ -68,6 +69,7 @@ class EngineClient:
         self._life = asyncio.create_task(self._live(), name=f"engine {process.pid}")
         self.status = Status()
         self.death: str | None = None  # how the engine ended
+        self._answered = False  # any request, if only by a token
 
     @classmethod
     async def start(cls, spec: Open, *, on_progress: Callable[[float], None] | None = None) -> "EngineClient":
@@ -123,6 +125,11 @@ class EngineClient:
     @property
     def dead(self) -> bool:
         return self.death is not None
+
+    @property
+    def killed_at_work(self) -> bool:
+        """It ended by a SIGKILL, which no process gives itself, after it had answered somebody."""
+        return self._answered and self._broken is None and self._process.returncode == -signal.SIGKILL
 
     @property
     def ready(self) -> Ready:
@@ -243,6 +250,7 @@ class EngineClient:
     def _take(self, reply: Reply) -> None:
         match reply:
             case Events(items=items):
+                self._answered = True
                 for event in items:
                     if (inbox := self._inboxes.get(event.id)) is not None:
                         inbox.put(event)

@@ -170,6 +170,7 @@ def test_requests_that_had_not_begun_are_answered_by_the_next_engine(server: Run
         thread.start()
     until(lambda: server.gauge("num_requests_running") == 16, 10)
     until_all_have_begun(server)
+    prompts = server.gauge("prompt_tokens_total")
     waiting = [threading.Thread(target=ask) for _ in range(4)]
     for thread in waiting:
         thread.start()
@@ -179,6 +180,8 @@ def test_requests_that_had_not_begun_are_answered_by_the_next_engine(server: Run
     for thread in [*busy, *waiting]:
         thread.join(20)
     assert statuses == [200] * 4
+    assert server.gauge("prompt_tokens_total") - prompts == 4  # each of them counts once, by its answer
+    until(lambda: server.gauge("e2e_request_latency_seconds_count") == 16 + 4, 5)
 
 
 def test_a_signal_lets_running_answers_finish(server: Running) -> None:

@@ -183,6 +183,15 @@ async def test_three_deaths_are_quarantine_and_other_models_serve_on(tmp_path: P
             assert len(await answer(lease)) == 8
 
 
+async def test_an_engine_that_others_kill_at_its_work_is_back_each_time(tmp_path: Path, gguf: Path) -> None:
+    async with running(tmp_path / "cache", toy(gguf)) as pool:
+        for _ in range(5):
+            async with pool.acquire("toy", wait_s=20) as lease:
+                assert len(await answer(lease)) == 8
+            await kill(pool, "toy")
+        assert pool.states()[0].state != "quarantined"
+
+
 async def test_an_engine_is_unloaded_when_idle_and_loaded_again(tmp_path: Path, gguf: Path) -> None:
     async with running(tmp_path / "cache", toy(gguf, keep_alive=0.2)) as pool:
         async with pool.acquire("toy", wait_s=20) as lease:
