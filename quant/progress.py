@@ -13,6 +13,7 @@ Stage = Literal[
     "quantize",
     "assemble",
     "publish",
+    "search",
     "reference",
     "measure",
     "answers",

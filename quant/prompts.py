@@ -1,12 +1,12 @@
-"""Short texts of our own that start what models write: one set to calibrate with, another to evaluate with.
+"""Short texts of our own that start what models write: to calibrate with, to search with, to evaluate with.
 
-The sets are disjoint: whoever measures a variant must not use what it was made with.
+The sets are disjoint: whoever measures a variant must not use what it was made or chosen with.
 """
 
 from importlib.resources import files
 from typing import Literal
 
-PromptSet = Literal["calibration", "evaluation"]
+PromptSet = Literal["calibration", "search", "evaluation"]
 
 
 def prompts(which: PromptSet) -> tuple[str, ...]:

@@ -77,9 +77,12 @@ def _doubts(found: Measurement) -> Iterator[str]:
         yield f"{health.loops:.0%} of greedy answers repeat themselves (source: {health.source_loops:.0%})"
 
 
-def nominal_bits(recipe: Mapping[str, Any]) -> int | None:
-    """Of a recipe's body: the bits its codes are named for, whatever else the file holds."""
+def nominal_bits(recipe: Mapping[str, Any], bits_per_weight: float) -> int | None:
+    """Of a recipe's body: the bits its codes are named for, whatever else the file holds; of a mixture, which
+    nobody has named, its mean."""
     match recipe:
+        case {"overrides": [_, *_]}:
+            return min(int(bits_per_weight), 16)
         case {"type": str(kind)}:
             digit = re.search(r"\d+", kind)
             return min(int(digit[0]), 16) if digit else None

@@ -1,8 +1,5 @@
 """One variant for `quantserve measure`: built in one child process, measured in another."""
 
-import os
-import subprocess
-import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +12,12 @@ from quant.store import Variant, VariantStore
 from server.backends import registry
 from server.catalog import Model
 from server.catalog.source import Reference, read_reference
-from server.cli.building import Interrupted, run_builder, watch
+from server.cli.building import Interrupted, run_builder
+from server.cli.running import run_module
 from server.cli.terminal import Progress, stop
 from server.errors import ServerError
 from server.pool.opening import own_context, served_context
-from server.process.child import child_environment, describe_exit, python_module
 from server.process.orders import MeasureOrder
-from server.process.reports import read_answer
 from server.settings import Settings
 
 
@@ -93,31 +89,16 @@ def order_of(settings: Settings, model: Model, variant: Variant, wanted: Wanted)
 
 
 def _measured(order: MeasureOrder, id: str, shown: Progress) -> str | None:
-    with tempfile.TemporaryDirectory(prefix="quantserve-") as name:
-        folder = Path(name)
-        progress = folder / "progress.json"
-        arguments = ("--order", msgspec.json.encode(order).decode(), "--progress", str(progress))
-        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-            child = subprocess.Popen(
-                python_module("server.process.measurer", *arguments, "--parent", str(os.getpid())),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=child_environment(os.environ),
-                process_group=0,
-            )
-            try:
-                watch(child, progress, partial(shown.show, id), shown.say)
-            except KeyboardInterrupt:
-                stop("interrupted; what is measured stays", code=130)
-            finally:
-                child.kill()
-                child.wait()
-        answer = read_answer((folder / "out").read_bytes())
-        if answer is None:
-            words = (folder / "err").read_text(errors="replace").strip().splitlines()[-1:]
-            return ": ".join([f"the measuring process {describe_exit(child.returncode)}", *words])
-        return answer.error.message if answer.error else None
+    answer = run_module(
+        "server.process.measurer",
+        ("--order", msgspec.json.encode(order).decode()),
+        partial(shown.show, id),
+        say=shown.say,
+        interrupted="interrupted; what is measured stays",
+    )
+    if isinstance(answer, str):
+        return answer
+    return answer.error.message if answer.error else None
 
 
 def _reference(model: Model) -> Reference:

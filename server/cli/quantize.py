@@ -16,21 +16,33 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 
-def quantize(
+def quantize(  # noqa: PLR0913, PLR0917  a command has as many parameters as options
     source: Annotated[str, typer.Argument(help="Folder, float GGUF file or hub id (org/name[@revision]).")],
     recipe: Annotated[
         str, typer.Option(help="A name such as q4_k_m or gptq-w4g128, or a recipe as JSON.")
     ] = "q4_k_m",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a recipe: max_kl=0.02, max_bytes=4000000000 or target_bpw=4.5; what meets it "
+            "is searched, built and measured.",
+            metavar="LIMIT",
+        ),
+    ] = None,
     imatrix: Annotated[Path | None, typer.Option(help="Importance matrix file.", exists=True)] = None,
     device: Annotated[str, typer.Option(help="Where torch formats are made: auto, cpu or cuda.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Threads of a search's engines.", min=1)] = None,
     cache: Annotated[str | None, typer.Option(help="Folder of built variants.", metavar="DIR")] = None,
 ) -> None:
     """Build one variant of SOURCE, or find it built. Prints built or cached, id, key, path and size."""
     from server.catalog.source import read_reference
     from server.settings import read_settings
 
-    settings = read_settings(os.environ, ("cache", "cache_max_bytes"), cache=cache)
+    settings = read_settings(os.environ, ("cache", "cache_max_bytes", "default_context"), cache=cache)
+    if target is not None:
+        _search(settings, source, target, threads)
+        return
     parsed = _read_recipe(recipe, imatrix)
     if device not in {"auto", "cpu", "cuda"}:
         stop(f"--device is auto, cpu or cuda, not {device!r:.40}", code=2)
@@ -43,6 +55,26 @@ def quantize(
         _show_plan(settings.cache, name, found, parsed, device)
     else:
         _build(settings, name, found, parsed, device)
+
+
+def _search(settings: "Settings", source: str, target: str, threads: int | None) -> None:
+    """Prints every try, the winner and why it won; exit 1 where none meets the target. Raises BadRecipe."""
+    from quant.search.found import lines_of
+    from server.catalog import CatalogError, model_from_source
+    from server.cli.searching import read_target, run_search
+
+    try:
+        model = model_from_source(source)
+    except CatalogError as error:
+        stop(*error.problems, code=2)
+    with progress() as shown:
+        found = run_search(settings, model, read_target(target), threads, shown)
+    for line in lines_of(found):
+        typer.echo(line)
+    if found.winner is None:
+        raise typer.Exit(1)
+    folder = settings.cache / "variants" / found.winner.key
+    typer.echo(f"built {model.id}:{found.winner.variant} {found.winner.key} {_described(folder)}")
 
 
 def _show_plan(cache: Path, name: str, found: "Reference", recipe: "Recipe", device: str) -> None:

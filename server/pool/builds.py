@@ -51,6 +51,11 @@ def measure_order(record: JobRecord, progress: Path) -> Order:
     return Order(module="server.process.measurer", options=options, progress=progress)
 
 
+def search_order(record: JobRecord, progress: Path) -> Order:
+    options = {"--order": json.dumps(record.spec)}
+    return Order(module="server.process.searcher", options=options, progress=progress)
+
+
 async def run_child(order: Order, watch: Watch) -> BuildAnswer:
     """Returns when the process is gone; cancelling kills it and leaves its scratch to be resumed."""
     starting = asyncio.create_task(_start(order))

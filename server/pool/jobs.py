@@ -12,10 +12,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
+from quant.canonical import canonical_digest
 from quant.errors import BadSource, BuildFailed
-from quant.recipe import Recipe
+from quant.recipe import Recipe, parse_recipe
+from quant.search.target import Target
 from quant.store import VariantStore
 from server.catalog import Model
 from server.errors import Conflict, DiskFull, ShuttingDown, UnknownJob
@@ -25,6 +28,7 @@ from server.pool.lanes import Lane
 from server.pool.ledger import Ledger, LedgerError
 from server.pool.preflight import preflight
 from server.pool.records import FINAL, Job, JobEvent, JobRecord, Kind, Progress, State
+from server.pool.searches import PLAINEST, search_order
 from server.pool.select import variant_id
 from server.pool.sources import Sources, is_hub
 from server.pool.story import Story
@@ -52,7 +56,11 @@ class Jobs:
         self._records = {record.job.id: record for record in self._ledger.load()}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: set[str] = set()
-        self._lanes = {"compute": Lane(at_once or settings.jobs_at_once), "network": Lane(PULLS_AT_ONCE)}
+        self._lanes = {
+            "compute": Lane(at_once or settings.jobs_at_once),
+            "network": Lane(PULLS_AT_ONCE),
+            "search": Lane(1),
+        }
         self._closing = False
 
     async def start(self) -> None:
@@ -111,6 +119,21 @@ class Jobs:
         """A job that measures a built variant; `spec`: a MeasureOrder. Raises DiskFull, ShuttingDown."""
         record = _record(model, kind="measure", variant=variant_id(model, variant), priority=priority)
         return self.add(replace(record, spec=spec, job=replace(record.job, key=key)))
+
+    async def search(self, model: Model, target: Target, *, priority: int = 0) -> Job:
+        """A job that finds, builds and measures the recipe that meets `target`.
+
+        Raises RequestError where the source cannot be searched, DiskFull, ShuttingDown.
+        """
+        spec = msgspec.to_builtins(search_order(self._settings, model, target))
+        record = replace(
+            _record(model, kind="search", priority=priority),
+            spec=spec,
+            recipe_digest=canonical_digest(spec),
+        )
+        if self._pending(record) is None:
+            await preflight(self.sources, self._store, model, parse_recipe(PLAINEST), again=True)
+        return self.add(record)
 
     def add(self, record: JobRecord) -> Job:
         """Queue the work, unless the same is queued or runs. Raises DiskFull, ShuttingDown."""
@@ -337,7 +360,9 @@ class Jobs:
         last = record.job.progress
         whole = last and replace(last, done=last.total)
         key = answer.key if record.job.kind != "pull" else None
-        job = replace(record.job, outcome=answer.outcome, key=key, progress=whole)
+        job = replace(record.job, outcome=answer.outcome, key=key, progress=whole, found=answer.found)
+        if answer.found and (winner := answer.found.winner):
+            job = replace(job, variant=f"{job.model}:{winner.variant}")
         self._records[id] = replace(record, job=job)
         self._finish(id, "done")
 

@@ -10,7 +10,7 @@ from server.pool.records import JobRecord, Kind
 from server.pool.watching import Watch
 from server.process.reports import BuildAnswer
 
-LaneName = Literal["compute", "network"]
+LaneName = Literal["compute", "network", "search"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,13 @@ async def _measure(record: JobRecord, place: Place, watch: Watch) -> BuildAnswer
     return await builds.run_child(builds.measure_order(record, place.progress), watch)
 
 
+async def _search(record: JobRecord, place: Place, watch: Watch) -> BuildAnswer:
+    return await builds.run_child(builds.search_order(record, place.progress), watch)
+
+
 KINDS: Mapping[Kind, Row] = {
     "build": Row("compute", _build),
     "pull": Row("network", _pull),
     "measure": Row("compute", _measure),
+    "search": Row("search", _search),  # for as long as an hour: what a request waits for must not wait for it
 }

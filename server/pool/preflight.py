@@ -26,12 +26,17 @@ class Checked(NamedTuple):
     found: bool = False  # it is built already
 
 
-async def preflight(sources: Sources, store: VariantStore, model: Model, recipe: Recipe) -> Checked:
-    """Raises RequestError, DiskFull for a build that cannot succeed."""
+async def preflight(
+    sources: Sources, store: VariantStore, model: Model, recipe: Recipe, *, again: bool = False
+) -> Checked:
+    """`again`: a variant that is built already proves nothing.
+
+    Raises RequestError, DiskFull for a build that cannot succeed.
+    """
     try:
         async with asyncio.timeout(PREFLIGHT_S):
             source = await sources.open(model)
-            return await in_thread(partial(_check, store, source, recipe))
+            return await in_thread(partial(_check, store, source, recipe, again))
     except TimeoutError:
         return Checked()  # the builder will know
     except BadRecipe as error:
@@ -44,10 +49,10 @@ async def preflight(sources: Sources, store: VariantStore, model: Model, recipe:
         raise DiskFull(str(error)) from error
 
 
-def _check(store: VariantStore, source: Source, recipe: Recipe) -> Checked:
+def _check(store: VariantStore, source: Source, recipe: Recipe, again: bool) -> Checked:
     """Raises BadRecipe, BadSource, DiskFull (of quant)."""
     key = variant_key(source, recipe)
-    if store.find(key) is not None:
+    if not again and store.find(key) is not None:
         return Checked(key, found=True)
     require_buildable(source, recipe)
     require_room(source, recipe, store)

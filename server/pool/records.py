@@ -4,11 +4,12 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from quant.search.found import Found
 from server.process.reports import Problem
 
-Kind = Literal["pull", "build", "measure"]
+Kind = Literal["pull", "build", "measure", "search"]
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-Outcome = Literal["built", "cached", "pulled", "measured"]
+Outcome = Literal["built", "cached", "pulled", "measured", "searched"]
 EventName = Literal["state", "progress", "note", "log"]
 
 FINAL = ("done", "failed", "cancelled")
@@ -37,6 +38,7 @@ class Job(Struct, frozen=True, kw_only=True):
     progress: Progress | None = None
     outcome: Outcome | None = None
     key: str | None = None  # of the variant, once it is known
+    found: Found | None = None  # of a search: the winner, why it won, and every try
     error: Problem | None = None
     created: float
     started: float | None = None  # when it last began to run
@@ -60,7 +62,7 @@ class JobRecord(Struct, frozen=True, kw_only=True):
         job = self.job
         if job.kind == "pull":
             return (job.kind, self.source, self.revision or "")
-        if job.key is not None:
+        if job.key is not None and job.kind != "search":
             return (job.kind, job.key)
         return (job.kind, self.source, self.revision or "", self.recipe_digest)
 

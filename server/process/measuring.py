@@ -177,7 +177,7 @@ class Measuring:
             key=self.variant.key,
             files=files_digest(manifest),
             variant=manifest.recipe.name,
-            bits=nominal_bits(manifest.recipe.body),
+            bits=nominal_bits(manifest.recipe.body, manifest.bits_per_weight),
             bits_per_weight=manifest.bits_per_weight,
             bytes=manifest.bytes,
             reference=Reference(

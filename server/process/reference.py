@@ -5,7 +5,7 @@ Its engine is started only where the shelf lacks something, and ended before any
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from quant.measure.text import Chunk, Corpus, Text, chunked, halves, windows
 from quant.pipeline import build_variant
 from quant.plan import base_type
 from quant.progress import ignore
-from quant.prompts import prompts
+from quant.prompts import PromptSet, prompts
 from quant.recipe import parse_recipe
 from quant.source import Source
 from quant.store import VariantStore
@@ -45,7 +45,7 @@ CORPUS_CHUNK = 512  # tokens, as llama.cpp cuts
 KEPT_OF_CORPUS = 4 * KEPT  # a text of others' surprises the source: more lies beyond the most probable ones
 CORPUS_LIMIT = 8 << 20  # bytes
 PERPLEXITY_TOKENS = 4096
-SEED = 20  # of the text; the calibration's is another, and so are its prompts
+SEEDS: Mapping[PromptSet, int] = {"evaluation": 20, "search": 21}  # of texts; the calibration's is another
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ class ReferenceMaker:
         self.label, self._open = _reference_engine(order, source, store)
         corpus = _digest(order.corpus) if order.corpus else None
         self._kept = KEPT_OF_CORPUS if corpus else KEPT
-        what = [source.digest, self.label, corpus or "self", order.context, SEED, self._kept]
+        self._seed = SEEDS[order.purpose]
+        what = [source.digest, self.label, corpus or "self", order.context, self._seed, self._kept]
         self.shelf = ReferenceShelf(Path(order.cache), what)
         self._stack = AsyncExitStack()
         self._asker: Asker | None = None
@@ -130,7 +131,7 @@ class ReferenceMaker:
             text = await self.text()
             most = self.order.context // 2
             found = []
-            for number, prompt in enumerate(prompts("evaluation")):
+            for number, prompt in enumerate(prompts(self.order.purpose)):
                 tokens = await text.encode_chat([{"role": "user", "content": prompt}])
                 if 0 < len(tokens) <= most:
                     found.append(Asked(number, prompt, tuple(tokens)))
@@ -174,7 +175,7 @@ class ReferenceMaker:
         """Answers to prompts drawn at random, so that texts are independent of each other."""
         asker, asked = await self._ask(), await self.prompts()
         ends = (await self.text()).end_ids
-        dice = [random.Random(f"{SEED} {number * SHARD + place}") for place in range(SHARD)]
+        dice = [random.Random(f"{self._seed} {number * SHARD + place}") for place in range(SHARD)]
         drawn = [(one.choice(asked), one.getrandbits(62)) for one in dice]
 
         async def answer(draw: tuple[Asked, int]) -> Chunk:
@@ -185,7 +186,10 @@ class ReferenceMaker:
 
         chunks = await asker.all(answer, drawn)
         text = Text(
-            chunks=tuple(chunks), corpus=_self_digest(), tokenizer=self._tokenizer(), cut="answers, whole"
+            chunks=tuple(chunks),
+            corpus=_self_digest(self.order.purpose),
+            tokenizer=self._tokenizer(),
+            cut="answers, whole",
         )
         return Shard(await self._scored(text), tuple(prompt.number for prompt, _ in drawn))
 
@@ -292,9 +296,9 @@ def _has_torch() -> bool:
     return find_spec("torch") is not None and find_spec("transformers") is not None
 
 
-def _self_digest() -> str:
+def _self_digest(which: PromptSet) -> str:
     """Of the prompts that start the text."""
-    return hashlib.sha256("\0".join(prompts("evaluation")).encode()).hexdigest()
+    return hashlib.sha256("\0".join(prompts(which)).encode()).hexdigest()
 
 
 def _digest(path: str) -> str:

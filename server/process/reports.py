@@ -7,6 +7,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from quant.search.found import Found
+
 
 class Problem(Struct, frozen=True):
     code: str
@@ -31,9 +33,10 @@ class BuildReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class BuildAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The last line of standard output: either `error` or all the others."""
 
-    outcome: Literal["built", "cached", "pulled", "measured"] | None = None
+    outcome: Literal["built", "cached", "pulled", "measured", "searched"] | None = None
     key: str | None = None  # of the variant; of a pull, the source's digest
     variant: str | None = None  # the variant's folder
+    found: Found | None = None  # by a search, with or without a winner
     error: Problem | None = None
 
 
@@ -63,4 +66,4 @@ def read_answer(output: bytes) -> BuildAnswer | None:
         answer = msgspec.json.decode(lines[-1] if lines else b"", type=BuildAnswer)
     except msgspec.DecodeError:
         return None
-    return answer if answer.error or (answer.outcome and answer.key) else None
+    return answer if answer.error or answer.found or (answer.outcome and answer.key) else None

@@ -31,12 +31,13 @@ class QuantizeRequest(Body):
     model: ModelName
     recipe: Annotated[str, Field(min_length=1, max_length=256)] | dict[str, Any] | None = None
     preset: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    target: dict[str, Any] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
 
     @model_validator(mode="after")
     def _one_recipe(self) -> "QuantizeRequest":
-        if (self.recipe is None) == (self.preset is None):
-            raise ValueError("recipe: give either recipe or preset")
+        if [self.recipe, self.preset, self.target].count(None) != 2:
+            raise ValueError("recipe: give one of recipe, preset and target")
         return self
 
 

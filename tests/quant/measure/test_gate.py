@@ -67,10 +67,12 @@ def test_a_variant_worse_than_its_bits_is_degraded() -> None:
 
 
 def test_every_preset_has_bits() -> None:
-    bits = {name: nominal_bits(recipe.body) for name, recipe in PRESETS.items()}
+    bits = {name: nominal_bits(recipe.body, 4.9) for name, recipe in PRESETS.items()}
     assert all(bits.values()), bits
     wanted = {"q8_0": 8, "q4_k_m": 4, "iq2_xxs": 2, "bf16": 16, "nf4": 4, "int8": 8, "w8a8": 8, "w4a16": 4}
     assert {name: bits[name] for name in wanted} == wanted
+    mixture = {"type": "q6_k", "overrides": [["ffn_down", "q4_k"]]}
+    assert nominal_bits(mixture, 5.6) == 5  # it is held to what its mean promises
 
 
 def test_a_measurement_is_that_of_its_files_only(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from server.catalog import Model
+from tests.quant.checkpoints import write_checkpoint
 from tests.server.api.support import application, chat, client, error_of, events
 from tests.server.pool.support import files
 
@@ -95,6 +96,10 @@ async def test_a_running_job_is_stopped_and_leaves_nothing(tmp_path: Path, tiny_
         ({"model": "toy:q4_0", "recipe": "q6_k"}, 400, "model"),
         ({"model": "toy"}, 400, "recipe"),
         ({"model": "toy", "recipe": "q6_k", "gate": {}}, 400, "gate"),
+        ({"model": "toy", "recipe": "q6_k", "target": {"max_kl": 0.1}}, 400, "recipe"),
+        ({"model": "toy", "target": {"passwd": 1}}, 400, "target"),
+        ({"model": "toy", "target": {"max_kl": "passwd"}}, 400, "target"),
+        ({"model": "toy", "target": {"max_kl": 0.1}}, 400, "target"),  # its backend opens no mixtures
     ],
 )
 async def test_only_known_models_and_recipes_are_taken(
@@ -105,6 +110,21 @@ async def test_only_known_models_and_recipes_are_taken(
     error = error_of(response)
     assert error["param"] == param
     assert "passwd" not in error["message"]
+
+
+async def test_a_target_is_a_durable_job_whose_answer_says_that_none_meets_it(tmp_path: Path) -> None:
+    order = {"model": "tiny", "target": {"max_bytes": 1000}}
+    model = folder_model(write_checkpoint(tmp_path / "source"))
+    async with application(tmp_path, model) as app, client(app) as http:
+        response = await http.post("/quantize", json=order)
+        assert response.status_code == 202, response.text
+        assert response.json()["kind"] == "search"
+        assert (await http.post("/quantize", json=order)).json()["id"] == response.json()["id"]
+    async with application(tmp_path, model) as app, client(app) as http:  # goes on
+        job = await finished(http, response.json()["id"])
+        assert (job["state"], job["outcome"], job["error"]) == ("done", "searched", None)
+        assert job["found"]["winner"] is None
+        assert "1,000 bytes" in job["found"]["why"]
 
 
 async def test_a_first_stream_is_kept_alive_while_its_variant_is_built(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.quant.checkpoints import write_checkpoint
 from tests.server.cli.conftest import Cli, command, environment
 
 LINE = re.compile(
@@ -113,6 +114,17 @@ def test_a_dry_run_says_what_would_be_done_and_writes_no_variant(
         assert refused.returncode != 0
         assert refused.stdout == ""
         assert words in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_target_that_nothing_meets_ends_with_1_and_says_so(cli: Cli, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    done = cli("quantize", source, "--target", "max_bytes=1000", "--cache", tmp_path / "cache")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1] == "nothing in the space of the search has at most 1,000 bytes"
+    for wrong in ("bits=4", "max_kl", "max_kl=x"):
+        refused = cli("quantize", source, "--target", wrong)
+        assert refused.returncode == 2, refused.stderr
         assert len(refused.stderr.splitlines()) == 1
 
 

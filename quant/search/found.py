@@ -1,0 +1,75 @@
+"""A search's answer: the winner, why it won, and everything that was tried."""
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from quant.measure.measurement import Figure
+from quant.search.evidence import Evidence, Probe, Try
+from quant.search.target import Target
+
+
+class Tried(Struct, frozen=True, kw_only=True):
+    meets: bool
+    found: Try
+
+
+class Alone(Struct, frozen=True, kw_only=True):
+    """What a group of weights costs when it alone is quantized."""
+
+    group: str
+    type: str
+    kl: Figure
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    target: Target
+    winner: Try | None
+    why: str
+    tries: tuple[Tried, ...]  # built and measured, from large to small
+    probed: tuple[Probe, ...]  # mixtures that were scored on the search's texts only
+    sensitivities: tuple[Alone, ...]  # from the most to the least sensitive
+    space: str  # what was searched, in words
+
+
+def found_of(target: Target, winner: Try | None, why: str, evidence: Evidence, space: str) -> Found:
+    tries = sorted(evidence.tries, key=lambda one: (-one.bytes, one.variant))
+    return Found(
+        target=target,
+        winner=winner,
+        why=why,
+        tries=tuple(Tried(meets=target.met_by(one), found=one) for one in tries),
+        probed=evidence.mixtures,
+        sensitivities=tuple(sorted(_alone(evidence), key=lambda one: -one.kl.value)),
+        space=space,
+    )
+
+
+def _alone(evidence: Evidence) -> Iterator[Alone]:
+    for probe in evidence.probes:
+        if group := probe.alone:
+            yield Alone(group=group, type=probe.types[group], kl=probe.kl)
+
+
+def lines_of(found: Found) -> Iterator[str]:
+    """For a terminal."""
+    head = ("variant", "from", "bytes", "bits/w", "mean KL", "top-1", "meets")
+    rows = [head, *(_row(one) for one in found.tries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield f"{len(found.sensitivities)} groups alone, {len(found.probed)} mixtures probed"
+    yield f"searched: {found.space}"
+    yield found.why
+
+
+def _row(one: Tried) -> tuple[str, ...]:
+    return (
+        one.found.variant,
+        one.found.stage,
+        f"{one.found.bytes:,}",
+        f"{one.found.bits_per_weight:.2f}",
+        str(one.found.kl),
+        one.found.top1.percent,
+        "yes" if one.meets else "no",
+    )

@@ -1,0 +1,62 @@
+"""Where a search keeps what it has found out, so that a killed one goes on and a later one starts with it.
+
+<cache>/searches/<key>/alone.json     what groups cost alone: for every target
+                       <target>.json  what was tried for one target
+                       probe.gguf     the mixture that is being scored
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from quant.canonical import canonical_digest
+from quant.files import replace_synced
+from quant.locks import lock_file
+from quant.search.evidence import Evidence, Probe
+from quant.search.target import Target
+
+VERSION = 1  # raised when the same search would find other figures
+
+
+class SearchShelf:
+    """`what` says all that figures depend on, but for the target."""
+
+    def __init__(self, cache: Path, what: list[object], target: Target) -> None:
+        key = canonical_digest([VERSION, *what])[:32]
+        self.folder = cache / "searches" / key
+        self._alone = self.folder / "alone.json"
+        self._own = self.folder / f"{canonical_digest(msgspec.to_builtins(target))[:16]}.json"
+        self._lock = cache / "locks" / f"search-{key}"
+
+    @property
+    def probe(self) -> Path:
+        return self.folder / "probe.gguf"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """One process searches at a time; what a killed one left is removed."""
+        with lock_file(self._lock):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                yield
+            finally:
+                self.probe.unlink(missing_ok=True)
+
+    def load(self) -> Evidence:
+        own = _read(self._own)
+        alone = tuple(one for one in _read(self._alone).probes if one.alone)
+        return Evidence(own.tries, (*alone, *own.mixtures))
+
+    def save(self, evidence: Evidence) -> None:
+        """Raises OSError."""
+        alone: tuple[Probe, ...] = tuple(one for one in evidence.probes if one.alone)
+        replace_synced(self._alone, msgspec.json.encode(Evidence(probes=alone)))
+        replace_synced(self._own, msgspec.json.encode(Evidence(evidence.tries, evidence.mixtures)))
+
+
+def _read(path: Path) -> Evidence:
+    with suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(path.read_bytes(), type=Evidence)
+    return Evidence()
