@@ -159,7 +159,7 @@ def probe_type(target: Target, space: Space, evidence: Evidence) -> str:
 
 
 def _narrow(kind: str) -> str:
-    return {"f16": "f16", "q8_0": "q8_0", "q6_k": "q5_1", "q5_k": "q5_0"}.get(kind, "q4_1")
+    return {"f16": "f16", "q8_0": "q8_0", "q6_k": "q5_1", "q5_k": "q5_0"}.get(kind, "iq4_nl")
 
 
 # -- mixtures -------------------------------------------------------------------------------------
