@@ -6,7 +6,7 @@ Source: ggml's GGUF document and the checks in llama.cpp's ggml/src/gguf.cpp, al
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from quant.errors import BadSource
 from quant.files import open_regular, shown
 from quant.ggml import FILE_TYPE_NAMES, TENSOR_TYPE_NAMES, TENSOR_TYPES
+from quant.gguf.parts import siblings
 
 STRING_LIMIT = 1 << 30  # bytes
 KEY_LIMIT = 65_535  # bytes
@@ -45,7 +46,7 @@ class GgufTensor:
     name: str
     type: str  # a key of quant.ggml.TENSOR_TYPES
     shape: tuple[int, ...]  # fastest dimension first, as the file has it
-    start: int  # first byte, counted from the start of the file
+    start: int  # first byte, counted from the start of the file, or part, that holds it
     end: int  # one past the last
 
     @property
@@ -58,6 +59,7 @@ class GgufHeader:
     version: int
     metadata: Mapping[str, Any]  # str, int, float, bool, list; a long array nobody asked for is None
     tensors: tuple[GgufTensor, ...]
+    bytes: int  # of the file, or of all parts together
 
     @property
     def architecture(self) -> str:
@@ -76,14 +78,60 @@ class GgufHeader:
 
 
 def read_header(file: Path, *, keep: Callable[[str], bool] = lambda key: False) -> GgufHeader:
-    """Metadata and tensor places of `file`; `keep(key)` asks for a long array. Raises BadSource."""
+    """Metadata and tensor places of `file`; `keep(key)` asks for a long array.
+
+    Of a split model the first part is named, which has the metadata; the tensors are those of all parts.
+    Raises BadSource.
+    """
+    first = _read_file(file, keep)
+    count, number = _part(first.metadata)
+    if number:
+        raise BadSource(f"{file.name}: this is part {number + 1} of {count} of a split model; name the first")
+    if count > 1:
+        return _joined(file.name, [first, *(_read_part(file, at, count) for at in range(1, count))])
+    if "general.architecture" not in first.metadata:
+        raise BadSource(f"{file.name}: metadata 'general.architecture' is missing")
+    return first
+
+
+def _read_file(file: Path, keep: Callable[[str], bool]) -> GgufHeader:
     with open_regular(file) as stream:
         reader = _Reader(file.name, stream)
         version, tensor_count, pair_count = _preamble(reader)
         metadata = _metadata(reader, pair_count, keep)
         infos = [_tensor_info(reader) for _ in range(tensor_count)]
     _check_metadata(reader, metadata)
-    return GgufHeader(version, metadata, _place(reader, infos, metadata.get("general.alignment", 32)))
+    placed = _place(reader, infos, metadata.get("general.alignment", 32))
+    return GgufHeader(version, metadata, placed, reader.size)
+
+
+def _part(metadata: Mapping[str, Any]) -> tuple[int, int]:
+    """(parts of the model, number of this one from 0)."""
+    count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
+    whole = type(count) is not int or type(number) is not int or count < 2
+    return (1, 0) if whole else (count, number)
+
+
+def _read_part(first: Path, number: int, count: int) -> GgufHeader:
+    """llama.cpp finds the others by the name of the first. Raises BadSource."""
+    names = siblings(first.name, [one.name for one in first.parent.iterdir()])
+    if len(names) != count:
+        wanted = f"-00001-of-{count:05}.gguf"
+        raise BadSource(f"{first.name}: the first of {count} parts must have a name that ends with {wanted}")
+    part = _read_file(first.with_name(names[number]), lambda key: False)
+    if _part(part.metadata) != (count, number):
+        raise BadSource(f"{names[number]}: this is not part {number + 1} of {count}")
+    return part
+
+
+def _joined(name: str, parts: Sequence[GgufHeader]) -> GgufHeader:
+    tensors = tuple(tensor for part in parts for tensor in part.tensors)
+    if "general.architecture" not in parts[0].metadata:
+        raise BadSource(f"{name}: metadata 'general.architecture' is missing")
+    claimed = parts[0].metadata.get("split.tensors.count")
+    if len({tensor.name for tensor in tensors}) != len(tensors) or claimed != len(tensors):
+        raise BadSource(f"{name}: its parts do not hold the {shown(claimed)} tensors that it names")
+    return GgufHeader(parts[0].version, parts[0].metadata, tensors, sum(part.bytes for part in parts))
 
 
 class _Reader:
@@ -220,15 +268,12 @@ def _tensor_info(reader: _Reader) -> _Info:
 
 
 def _check_metadata(reader: _Reader, metadata: Mapping[str, Any]) -> None:
-    architecture = metadata.get("general.architecture")
+    architecture = metadata.get("general.architecture", "of the first part")
     if not isinstance(architecture, str) or not architecture:
         raise reader.fail("metadata 'general.architecture' is missing")
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise reader.fail(f"metadata 'general.alignment' is {shown(alignment)}, no power of two")
-    parts = metadata.get("split.count", 1)
-    if isinstance(parts, int) and parts > 1:
-        raise reader.fail(f"this is one of {parts} parts of a split model; merge them into one file first")
 
 
 def _place(reader: _Reader, infos: list[_Info], alignment: int) -> tuple[GgufTensor, ...]:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
-
 from quant.errors import BadRecipe, BuildFailed, DiskFull
 from quant.ggml import FILE_TYPES, FLOAT_TYPES, TENSOR_TYPES
+from quant.gguf.header import read_header
 from quant.gguf.imatrix import Importance, read_imatrix
 from quant.gguf.native import Log, captured, library
 from quant.recipe import GgufRecipe
@@ -55,7 +54,7 @@ def quantize(
 
 
 def _tensor_names(source: Path) -> tuple[str, ...]:
-    return tuple(tensor.name for tensor in gguf.GGUFReader(source).tensors)
+    return tuple(tensor.name for tensor in read_header(source).tensors)
 
 
 def _check_names(names: Sequence[str], recipe: GgufRecipe, importance: Importance) -> None:

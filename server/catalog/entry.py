@@ -75,6 +75,7 @@ class Checks:
         self.entry = entry
         self.values = values
         self.report = report
+        self.is_ready = False  # the source is served as it is
 
     def _given(self, key: str) -> bool:
         """The field is there, right or wrong, or a misspelling of it is: either way it is not missing."""
@@ -113,9 +114,12 @@ class Checks:
             if key in self.entry.fields and self._given(key):
                 self._wrong(key, f"leave it out: {what} is served as it is ({own})")
         self.values |= {"variants": (), "default": own}
+        self.is_ready = True
 
     def variants(self) -> None:
-        """For a source that is served as it is `source` has set both."""
+        """For a source that is served as it is `source` has set both, and told of what is written."""
+        if self.is_ready:
+            return
         variants, default = self.values.get("variants"), self.values.get("default")
         if variants == () and default is None:
             self._wrong("variants", "an empty list: leave it out, or name a recipe")

@@ -25,8 +25,8 @@ class Reference:
 
 
 def base_name(source: str) -> str:
-    """The last part of a path or hub id, as a model id."""
-    last = Path(source).name.removesuffix(".gguf")
+    """The last part of a path or hub id, as a model id; of a split GGUF file what its parts share."""
+    last = re.sub(r"-\d{5}-of-\d{5}$", "", Path(source).name.removesuffix(".gguf"))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:96] or "model"
 
 

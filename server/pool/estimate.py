@@ -61,16 +61,15 @@ def estimate(path: Path, holding: Holding, *, gpu: str | None) -> dict[str, int]
 
 
 def _of_gguf(file: Path, holding: Holding) -> int:
-    """The file is mapped; types that are repacked for the processor are held twice."""
+    """The file, with all its parts, is mapped; types that are repacked for the processor are held twice."""
     header = read_header(file)
-    size = file.stat().st_size
     packed = sum(tensor.end - tensor.start for tensor in header.tensors if tensor.type not in FLOATS)
     shape = shape_of_gguf(header)
     number = 4 if header.file_type == "f32" else 2
     kv = 2 * shape.layers * shape.kv_width * number * holding.tokens
     outputs = min(OUTPUT_BYTES, 4 * shape.vocabulary * max(holding.parallel, STEP_TOKENS))
     passing = 4 * STEP_TOKENS * (8 * shape.hidden) + outputs // 4
-    return size + packed + kv + passing + ENGINE["llama"]
+    return header.bytes + packed + kv + passing + ENGINE["llama"]
 
 
 def _of_folder(folder: Path, holding: Holding, gpu: str | None) -> dict[str, int]:

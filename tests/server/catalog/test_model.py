@@ -112,6 +112,7 @@ def test_a_folder_with_a_gguf_file_says_how_to_serve_it(tmp_path: Path) -> None:
     ("source", "name"),
     [
         ("/a/b.gguf", "b"),
+        ("/a/b-q8_0-00001-of-00003.gguf", "b-q8_0"),
         ("org/name", "name"),
         ("/", "model"),
         ("/a/.hidden", "hidden"),

@@ -32,6 +32,17 @@ def problems(tmp_path: Path, text: str) -> list[str]:
     return caught.value.problems
 
 
+def test_a_source_that_is_served_as_it_is_has_no_variants(tmp_path: Path, gguf_q4: Path) -> None:
+    (tmp_path / "m.gguf").symlink_to(gguf_q4 / "model.gguf")
+    told = "leave it out: a GGUF file is served as it is (q4_k_m)"
+    assert problems(tmp_path, "models: {tiny: {source: m.gguf, variants: [q4_k_m, q6_k]}}") == [
+        f"models.yaml:1: variants: {told}"
+    ]
+    assert problems(tmp_path, "models: {tiny: {source: m.gguf, default: q6_k}}") == [
+        f"models.yaml:1: default: {told}"
+    ]
+
+
 def test_every_field_is_read(tmp_path: Path, checkpoint: Path) -> None:
     catalog = read(
         tmp_path,
