@@ -160,6 +160,30 @@ def test_int8_products_are_exact() -> None:
     assert error(w8a8.linear(x, signed).view(6, -1), want) < 1e-6
 
 
+def test_int8_products_without_int8_instructions_are_exact() -> None:
+    """The largest sums there are, and sums of odd lengths; by float32 pieces, and as this CPU does it."""
+    for rows, columns, out in ((1, 4100, 7), (5, 1024, 64), (300, 172, 33), (0, 64, 16)):
+        left = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
+        right = torch.randint(-128, 128, (out, columns), dtype=torch.int8)
+        right[0] = -128
+        left[:1] = 127
+        want = torch.from_numpy(left.long().numpy() @ right.long().numpy().T).int()
+        assert torch.equal(w8a8.by_pieces(left, right), want)
+        assert torch.equal(w8a8.multiply(left, right), want)
+
+
+def test_outliers_are_added_without_rounding() -> None:
+    """Their order, and so the rows beside them, would show in the last bits."""
+    layer = affine(8, None, True, (48, 512))
+    signed, bias, x = w8a8.sign(layer), torch.randn(48), torch.randn(40, 512) * 4
+    found = w8a8.linear(x, signed, bias, 6.0)
+    for row in range(len(x)):
+        assert torch.equal(w8a8.linear(x[row : row + 1], signed, bias, 6.0), found[row : row + 1])
+    whole = w8a8.linear(x, signed, bias)
+    near = torch.nn.functional.linear(x.double(), layer.dequantize().double(), bias.double())
+    assert error(found, near) < error(whole, near) / 2
+
+
 def test_rows_round_alone() -> None:
     """An outlier in one row changes no other row, and stays what it was."""
     x = torch.randn(4, 64)
