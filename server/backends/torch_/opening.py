@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from server.backends.llama.threads import useful_threads
+from server.backends.torch_.allocator import giving_back
 from server.backends.torch_.attention import Chunk, Layout, Paged, Unsupported
 from server.backends.torch_.embedder import TorchEmbedder
 from server.backends.torch_.executor import TorchExecutor, forward
@@ -60,7 +61,8 @@ def _load(folder: Path, options: Options, progress: Callable[[float], None]) -> 
     elements = sum(parameter.numel() for parameter in model.parameters())
     target = choose_target(options, device, own, elements)
     try:
-        load_weights(model, folder, target, progress)
+        with giving_back():
+            load_weights(model, folder, target, progress)
     except torch.OutOfMemoryError:
         raise OpenError(f"the weights do not fit into the memory of {device.type}") from None
     if options.fused:

@@ -23,6 +23,7 @@ THREADS = 256
 WARPS = 8
 PARTIAL_BYTES = 64 * 2**20  # sums of blocks that share rows
 COUNTERS = 1 << 16
+PIECE = 1 << 18  # weights that are dequantized at once where torch multiplies
 
 FILES = ("ptx", "decode", "linear")
 HALVES = (torch.float16, torch.bfloat16)
@@ -66,8 +67,14 @@ def _triton() -> Callable[[Tensor, Packed, Tensor | None], Tensor] | None:
 
 
 def reference(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
-    """Dequantized to x's dtype, then torch."""
-    return functional.linear(x, packed.dequantize().to(x.dtype), bias)
+    """Dequantized to x's dtype, some rows at a time, then torch."""
+    parts, place = list[Tensor](), 0
+    for piece in packed.pieces(PIECE):
+        end = place + piece.shape[0]
+        some = None if bias is None else bias[place:end]
+        parts.append(functional.linear(x, piece.dequantize().to(x.dtype), some))
+        place = end
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def defines(packed: Packed, dtype: torch.dtype) -> dict[str, int]:

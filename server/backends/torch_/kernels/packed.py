@@ -1,6 +1,6 @@
 """Quantized linear layers in the kernels' order: made once at load, from the plain forms of `quant.layer`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +49,19 @@ class Packed:
     def to(self, device: torch.device) -> "Packed":
         book = None if self.book is None else self.book.to(device)
         return replace(self, words=self.words.to(device), scales=self.scales.to(device), book=book)
+
+    def pieces(self, weights: int) -> Iterator["Packed"]:
+        """The same, about so many weights at a time: some rows, below them the next ones."""
+        rows, columns = self.shape
+        tiles = max(1, weights // (layout.TILE_ROWS * columns))
+        for start in range(0, self.words.shape[0], tiles):
+            left = rows - start * layout.TILE_ROWS
+            yield replace(
+                self,
+                shape=(min(left, tiles * layout.TILE_ROWS), columns),
+                words=self.words[start : start + tiles],
+                scales=self.scales[start : start + tiles],
+            )
 
     def dequantize(self) -> Tensor:
         """float32 [rows, columns]: what the kernels multiply with, for the CPU and for tests."""

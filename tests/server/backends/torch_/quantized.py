@@ -37,12 +37,12 @@ KINDS: dict[str, tuple[str, Scheme | None, Quantize]] = {
 WEIGHT_ONLY = tuple(kind for kind in KINDS if kind not in {"int8", "w8a8"})
 
 
-def write(folder: Path, source: Path, kind: str) -> dict[str, QuantizedLinear]:
+def write(folder: Path, source: Path, kind: str, shards: int = 1) -> dict[str, QuantizedLinear]:
     """A checkpoint of `source` under `kind`; its quantized layers by module."""
     name, scheme, quantize = KINDS[kind]
     form = registry.load(name)
     tensors, layers = {}, {}
-    for key, tensor in load_file(source / "model.safetensors").items():
+    for key, tensor in plain_tensors(source).items():
         module = key.removesuffix(".weight")
         if not module.endswith("_proj") or form.refuse(tuple(tensor.shape), scheme):
             tensors[key] = tensor
@@ -59,13 +59,38 @@ def write(folder: Path, source: Path, kind: str) -> dict[str, QuantizedLinear]:
         if path.suffix != ".safetensors":
             shutil.copy(path, folder / path.name)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _save(tensors, folder, shards)
     return layers
+
+
+def plain_tensors(source: Path) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for file in sorted(source.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def _save(tensors: dict[str, Tensor], folder: Path, shards: int) -> None:
+    """Of about equal sizes."""
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    total, done, places = sum(tensor.nbytes for tensor in tensors.values()), 0, dict[str, str]()
+    for name, tensor in tensors.items():
+        places[name] = f"model-{min(shards, 1 + done * shards // total):05}-of-{shards:05}.safetensors"
+        done += tensor.nbytes
+    for file in set(places.values()):
+        part = {name: tensors[name] for name, place in places.items() if place == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def write_decoded(folder: Path, source: Path, layers: dict[str, QuantizedLinear]) -> Path:
     """The same checkpoint with the weights that the codes mean, in float32 and without quantization."""
-    tensors = {key: tensor.float() for key, tensor in load_file(source / "model.safetensors").items()}
+    tensors = {key: tensor.float() for key, tensor in plain_tensors(source).items()}
     tensors |= {f"{module}.weight": layer.dequantize() for module, layer in layers.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():

@@ -194,8 +194,11 @@ def test_rows_round_alone() -> None:
     assert after[1, 7] == 40.0
 
 
-def test_the_cpu_computes_what_the_kernels_do() -> None:
-    layer = affine(4, 64, False, (24, 128))
-    x, bias = torch.randn(2, 5, 128), torch.randn(24)
+@pytest.mark.parametrize("piece", [1, 128 * 32, linear.PIECE])
+def test_the_cpu_computes_what_the_kernels_do(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many weights it unpacks at a time."""
+    monkeypatch.setattr(linear, "PIECE", piece)
+    layer = affine(4, 64, False, (56, 128))
+    x, bias = torch.randn(2, 5, 128), torch.randn(56)
     got = linear.linear(x, pack(layer), bias)
     torch.testing.assert_close(got, x @ layer.dequantize().T + bias, rtol=1e-4, atol=1e-4)
