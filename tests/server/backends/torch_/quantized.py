@@ -44,7 +44,7 @@ def write(folder: Path, source: Path, kind: str, shards: int = 1) -> dict[str, Q
     tensors, layers = {}, {}
     for key, tensor in plain_tensors(source).items():
         module = key.removesuffix(".weight")
-        if not module.endswith("_proj") or form.refuse(tuple(tensor.shape), scheme):
+        if not module.endswith("_proj") or form.refuse((tensor.shape[0], tensor.shape[-1]), scheme):
             tensors[key] = tensor
             continue
         layers[module] = quantize(tensor)
