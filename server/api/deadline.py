@@ -29,5 +29,7 @@ async def within(parts: AsyncGenerator[T], seconds: float | None) -> AsyncGenera
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise RequestTimeout(f"the answer was not complete after timeout: {seconds:g} s") from None
+                raise RequestTimeout(
+                    "timeout: the answer was not complete in time", param="timeout"
+                ) from None
             yield part

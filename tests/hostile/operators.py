@@ -119,9 +119,8 @@ def _leaf(mutant: Mutant, rng: random.Random) -> tuple[Any, Any]:
 
 def say_something_else(mutant: Mutant, rng: random.Random) -> None:
     text = "".join(chr(rng.choice((rng.randrange(32, 127), rng.randrange(160, 0x2FFF)))) for _ in range(20))
-    mutant.body |= (
-        {"messages": [{"role": "user", "content": text}]} if mutant.path == CHAT else {"prompt": text}
-    )
+    field = next((name for name in ("messages", "prompt", "input", "content") if name in mutant.body), "x")
+    mutant.body[field] = [{"role": "user", "content": text}] if field == "messages" else text
 
 
 def sample_otherwise(mutant: Mutant, rng: random.Random) -> None:
@@ -138,7 +137,8 @@ def bias_tokens(mutant: Mutant, rng: random.Random) -> None:
 
 
 def stop_somewhere(mutant: Mutant, rng: random.Random) -> None:
-    mutant.body["stop"] = [rng.choice("abcdefgh ") * rng.randrange(1, 4) for _ in range(rng.randrange(1, 5))]
+    name = "stop_sequences" if mutant.path in (MESSAGES, COUNT) else "stop"
+    mutant.body[name] = [rng.choice("abcdefgh ") * rng.randrange(1, 4) for _ in range(rng.randrange(1, 5))]
 
 
 def turn_streaming(mutant: Mutant, rng: random.Random) -> None:
@@ -157,7 +157,13 @@ def null_a_field(mutant: Mutant, rng: random.Random) -> None:
 
 
 def ask_for_scores(mutant: Mutant, rng: random.Random) -> None:
-    mutant.body["logprobs"] = True if mutant.path == CHAT else rng.randrange(6)
+    match mutant.path:
+        case "/v1/chat/completions":
+            mutant.body["logprobs"] = True
+        case "/v1/responses":
+            mutant.body["top_logprobs"] = rng.randrange(21)
+        case "/v1/completions":
+            mutant.body["logprobs"] = rng.randrange(6)
 
 
 # -- mostly wrong -------------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
 """Parameters that the routes which generate text share, with OpenAI's bounds; and those of our own."""
 
+from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic.fields import FieldInfo
 
-from server.api.schema.base import Body, Loose
+from server.api.schema.base import BOOKKEEPING, Body, Loose
+from server.errors import UnsupportedParameter
 
 MAX_INT64 = 2**63 - 1
 MAX_TOP = 20  # likely tokens that are listed at one position
@@ -51,6 +55,15 @@ class Sampling(Body):
     timeout: Annotated[float, Field(gt=0, le=86_400, description="seconds for the answer")] | None = None
     priority: Annotated[int, Field(ge=0, le=100, description="larger runs later")] = 0
 
+    def refuse_unsupported(self) -> None:
+        """Also what only another route has: a wish that is known, and that this one cannot fulfil."""
+        super().refuse_unsupported()
+        for name, value in (self.model_extra or {}).items():
+            if name in self.UNSUPPORTED or name not in _of_all_routes():
+                continue
+            if value not in _of_all_routes()[name]:
+                raise UnsupportedParameter(f"{name}: this route has no such parameter", param=name)
+
 
 class Completing(Sampling):
     """Of chat and completions."""
@@ -79,3 +92,28 @@ class Completing(Sampling):
     @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+
+@cache
+def _of_all_routes() -> dict[str, list[object]]:
+    """Parameters of all routes that generate text, with the values that ask for nothing.
+
+    But for what a route cannot do without, such as `prompt`: one body may serve several routes.
+    """
+    found: dict[str, list[object]] = {}
+    for body in _below(Sampling):
+        for field, info in body.model_fields.items():
+            for one in () if info.is_required() else _names(field, info):
+                found.setdefault(one, [None]).append(info.get_default(call_default_factory=True))
+    return {name: values for name, values in found.items() if name not in BOOKKEEPING}
+
+
+def _below(body: type[Sampling]) -> Iterator[type[Sampling]]:
+    for kind in body.__subclasses__():
+        yield kind
+        yield from _below(kind)
+
+
+def _names(name: str, info: FieldInfo) -> Iterator[str]:
+    yield name
+    yield from (one for one in getattr(info.validation_alias, "choices", ()) if isinstance(one, str))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from server.api.schema.base import Loose
 from server.api.schema.sampling import Completing
@@ -40,6 +40,9 @@ class ResponseFormat(Loose):
     json_schema: NamedSchema | None = None
 
 
+VLLM_ONLY = ("structural_tag", "whitespace_pattern")  # they bound the answer, too
+
+
 class StructuredOutputs(Loose):
     """One of these, under vLLM's names."""
 
@@ -48,6 +51,15 @@ class StructuredOutputs(Loose):
     choice: Choices | None = None
     grammar: Annotated[str | None, Field(description="Lark, as llguidance reads it")] = None
     json_object: bool | None = None
+
+    @model_validator(mode="after")
+    def _nothing_else_bounds(self) -> "StructuredOutputs":
+        for name in VLLM_ONLY:
+            if (self.model_extra or {}).get(name) is not None:
+                raise UnsupportedParameter(
+                    f"structured_outputs: {name}: not supported", param="structured_outputs"
+                )
+        return self
 
 
 class Structured(Completing):
