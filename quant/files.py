@@ -94,6 +94,14 @@ def sync_file(path: Path) -> None:
 sync_folder = sync_file  # a folder's entries are synced the same way
 
 
+def make_folder(path: Path) -> None:
+    """Make it and those above it where they are missing; the names of new ones survive a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a new file whose content survives a power cut; its name does after `sync_folder`."""
     with path.open("wb") as stream:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from quant.digests import DigestMemo, hash_file
 from quant.errors import BadSource, DamagedVariant, DiskFull, UnknownVariant, VariantInUse
-from quant.files import disk_full_is_typed, folder_bytes, sync_file, sync_folder, write_synced
+from quant.files import disk_full_is_typed, folder_bytes, make_folder, sync_file, sync_folder, write_synced
 from quant.locks import claim_folder, lock_file, share_folder, try_lock_file
 from quant.manifest import MANIFEST, FileRecord, Manifest, encode_manifest, read_manifest
 
@@ -186,7 +186,7 @@ class VariantStore:
     def publish(self, key: str, staged: Path, manifest: Manifest) -> Variant:
         """Give the synced files in `staged` their name. Only `Build.publish` calls this."""
         folder = self._folder(key)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         with lock_file(self._locks / "publish"):  # two builds must not count the same room
             if folder.exists():
                 shutil.rmtree(self._set_aside(folder), ignore_errors=True)  # damaged, or `find` had found it

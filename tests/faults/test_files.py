@@ -96,3 +96,49 @@ def _manifest_is_harmless(store: VariantStore, key: str, original: bytes) -> Non
         return
     before = {file["path"]: file["sha256"] for file in json.loads(original)["files"]}
     assert {file.path: file.sha256 for file in found.manifest.files} == before
+
+
+@pytest.mark.parametrize("control", [(), ("nosync",)])
+def test_a_power_cut_at_any_moment_of_a_build(tmp_path: Path, model: Path, control: tuple[str, ...]) -> None:
+    """R11: whatever was not synced is lost or garbled; a disk that syncs nothing is the positive control."""
+    every = "1000000" if control else str(amount(short=12, full=1))
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.power",
+        str(model),
+        str(tmp_path / "disks"),
+        every,
+        *control,
+    ]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    moments, disks, wrong, lost = map(int, done.stdout.split())
+    assert moments > 40
+    assert disks == 12 * moments
+    if control:
+        assert wrong > 0
+        assert lost > 0
+    else:
+        told(f"R11: {disks} disks after a power cut at {moments} moments of a build, {wrong} of them wrong")
+        assert (wrong, lost) == (0, 0)
+
+
+def test_many_builders_build_once_and_a_killed_one_blocks_nobody(tmp_path: Path, model: Path) -> None:
+    """R13: two or eight of them; in half of the rounds the holder of the lock is killed."""
+    rounds = amount(short=8, full=100)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.builders",
+        str(model),
+        str(tmp_path / "caches"),
+        str(rounds),
+    ]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    killed, slowest = done.stdout.split()
+    told(
+        f"R13: {rounds} rounds of two or eight builders, {killed} holders killed, at most {slowest} s a round"
+    )
+    assert int(killed) >= rounds // 4
