@@ -52,7 +52,7 @@ def test_a_published_variant_is_found_and_nothing_else_is_left(store: VariantSto
 def test_every_file_is_synced_before_the_name_is_given(
     store: VariantStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data, manifest, folder, rename, folder above: a power cut can come between any two."""
+    """Data, manifest, folder, the name of variants/ itself, rename, variants/: a power cut comes at any time."""
     done: list[str] = []
     sync, rename = os.fsync, Path.rename
 
@@ -69,7 +69,7 @@ def test_every_file_is_synced_before_the_name_is_given(
     publish(store, KEY)
     out = f"scratch/{KEY}/out"
     assert sorted(done[:2]) == [f"{out}/model.gguf", f"{out}/tokenizer.json"]
-    assert done[2:6] == [f"{out}/{MANIFEST}", out, f"-> variants/{KEY}", "variants"]
+    assert done[2:7] == [f"{out}/{MANIFEST}", out, str(store.cache), f"-> variants/{KEY}", "variants"]
 
 
 @pytest.mark.parametrize(
