@@ -52,7 +52,7 @@ def test_a_published_variant_is_found_and_nothing_else_is_left(store: VariantSto
 def test_every_file_is_synced_before_the_name_is_given(
     store: VariantStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data, manifest, folder, the name of variants/ itself, rename, variants/: a power cut comes at any time."""
+    """Data, manifest, folder, the name of variants/, rename, variants/: power is cut at any time."""
     done: list[str] = []
     sync, rename = os.fsync, Path.rename
 
