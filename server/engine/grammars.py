@@ -85,10 +85,15 @@ def source_of(grammar: Grammar) -> str:
             return LLMatcher.grammar_from_regex(grammar.text)
         case "choice":
             texts = msgspec.json.decode(grammar.text, type=list[str])
-            choices = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+            choices = " | ".join(map(_quoted, texts))
             return LLMatcher.grammar_from_lark(f"start: {choices}")
         case "lark":
             return LLMatcher.grammar_from_lark(grammar.text)
+
+
+def _quoted(text: str) -> str:
+    """As Lark has it, which takes no raw control characters."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def with_options(schema: str) -> str:

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from server.errors import RequestError
+from server.text.exact import inexact, inexact_expression
 from server.text.finite import is_finite
 
 MAX_BYTES = 64 << 10
@@ -78,12 +79,15 @@ def problems(node: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(named := node.get(key), Mapping) and len(named) > MAX_PROPERTIES:
             yield f"{key}: at most {MAX_PROPERTIES} of them"
     for pattern in (node.get("pattern"), *named_patterns(node)):
-        if isinstance(pattern, str) and (problem := expression_problem(pattern)):
+        if isinstance(pattern, str) and (
+            problem := expression_problem(pattern) or inexact_expression(pattern)
+        ):
             yield f"pattern: {problem}"
     if isinstance(reference := node.get("$ref"), str) and not reference.startswith("#"):
         yield "$ref: must point to a part of the schema (#/...)"
     yield from (f"{key}: cannot be enforced" for key in OBSOLETE if key in node)
     yield from large_numbers(node)
+    yield from inexact(node)
 
 
 def large_numbers(node: Mapping[str, Any]) -> Iterator[str]:

@@ -37,6 +37,16 @@ BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "address": ({"$ref": "http://127.0.0.1:1/x"}, "$ref"),
     "file": ({"properties": {"a": {"$ref": "other.json#/x"}}}, "$ref"),
     "obsolete": ({"type": "integer", "divisibleBy": 3}, "divisibleBy"),
+    "control": ({"const": {"a": ["\x01,b"]}}, "const: control"),
+    "control of an enum": ({"items": {"enum": [1, "\x7f"]}}, "enum: control"),
+    "control in an expression": ({"pattern": "^\x01a$"}, "pattern: control"),
+    "escaped control": ({"patternProperties": {r"^\u0001a$": {}}}, "pattern: control"),
+    "named control": ({"pattern": r"[^a]\v"}, "pattern: control"),
+    "word": ({"pattern": r"\bword\b"}, "pattern: word boundaries"),
+    "long number": ({"const": [2**53 + 2]}, "const: numbers beyond 9007199254740992"),
+    "large number": ({"enum": [1e300]}, "enum: numbers beyond"),
+    "low": ({"type": "integer", "minimum": -(2**63)}, "minimum: cannot be enforced beyond"),
+    "high": ({"type": "number", "exclusiveMaximum": 1e20}, "exclusiveMaximum: cannot be enforced beyond"),
 }
 
 
@@ -59,6 +69,8 @@ def test_what_is_beyond_the_bounds_is_refused_with_the_bound(schema: dict[str, A
         {"type": "object", "required": ["a", "b"], "minProperties": 3},
         {"type": "integer", "multipleOf": 10_000},
         {"const": {"$ref": "http://data"}},
+        {"enum": ["\b\t\n\f\r", {"\x01": 2**53}, True, "\x80", -0.0]},
+        {"pattern": r"^[^\x00-\x1f\]\v]+\\x01[]\x01a]\n\x41\u00e9\\b$", "minimum": -(2**53)},
     ],
 )
 def test_what_is_within_them_is_taken(schema: dict[str, Any]) -> None:
