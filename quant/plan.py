@@ -57,11 +57,16 @@ def base_type(tensors: Iterable[TensorInfo]) -> FloatType:
 
 
 def require_buildable(source: Source, recipe: Recipe) -> None:
-    """Raises BadRecipe, and BadSource for what headers show. Checkpoints for GGUF the converter judges."""
+    """Raises BadRecipe, and BadSource for what headers show. Tensors for GGUF the converter judges."""
     if isinstance(recipe, TorchRecipe):
         plan_torch(source, recipe)
         return
     if source.kind == "hf":
+        from quant.gguf.shape import (
+            read_shape,
+        )  # imports much, which a server that builds nothing need not hold
+
+        read_shape(source.architecture, source.config)
         return
     if recipe.imatrix == SELF:
         raise BadRecipe("an imatrix is collected from a checkpoint; for a GGUF source, name an imatrix file")

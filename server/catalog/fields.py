@@ -191,7 +191,7 @@ FIELDS: Mapping[str, Field] = {
         about="The recipe that is served under the bare id.", read=recipe, schema={"type": "string"}
     ),
     "context": Field(
-        about="Most tokens of one request, prompt and answer together.",
+        about="Most tokens of one request, prompt and answer together; at most the model's own context.",
         read=whole(*CONTEXT),
         schema=_number(*CONTEXT),
     ),

@@ -37,9 +37,12 @@ def quantize(  # noqa: PLR0913, PLR0917  a command has as many parameters as opt
 ) -> None:
     """Build one variant of SOURCE, or find it built. Prints built or cached, id, key, path and size."""
     from server.catalog.source import read_reference
+    from server.cli.serve import cannot_cache
     from server.settings import read_settings
 
     settings = read_settings(os.environ, ("cache", "cache_max_bytes", "default_context"), cache=cache)
+    if not settings.cache.exists() and not dry_run and (problem := cannot_cache(settings.cache)):
+        stop(problem)
     if target is not None:
         _search(settings, source, target, threads)
         return

@@ -64,16 +64,18 @@ class Lines:
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.out = out
         self.clock = clock
-        self.last: dict[str, tuple[str, float]] = {}
+        self.last: dict[str, tuple[str, float, str]] = {}
 
     def show(self, name: str, step: Step) -> None:
-        stage, at = self.last.get(name, ("", 0.0))
+        stage, at, said = self.last.get(name, ("", 0.0, ""))
         if stage == step.stage and self.clock() - at < LINE_EVERY_S:
             return
-        self.last[name] = (step.stage, self.clock())
         share = f" {step.share:.0%}" if step.done and step.total else ""
         amount = f" ({step.amount})" if share and step.amount else ""
-        self.say(f"{name}: {step.stage}{share}{amount}")
+        line = f"{name}: {step.stage}{share}{amount}"
+        self.last[name] = (step.stage, self.clock(), line)
+        if line != said:
+            self.say(line)
 
     def say(self, text: str) -> None:
         self.out.write(text + "\n")

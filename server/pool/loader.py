@@ -259,6 +259,9 @@ class Loader:
         return None if spec.backend == "llama" else self._gpu
 
     def _spec(self, model: Model, target: Target) -> Open:
+        own = target.context
+        if model.context and own and model.context > own:
+            log.warning("%s: context %d is cut to the model's own %d", model.id, model.context, own)
         return Open(
             backend=target.served.backend,
             variant=str(target.path),

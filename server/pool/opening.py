@@ -20,5 +20,8 @@ def gguf_context(path: Path) -> int | None:
 
 
 def served_context(wanted: int | None, own: int | None, default: int) -> int:
-    """Tokens of one request: what models.yaml says, else as many as the model and the settings allow."""
-    return wanted or min(default, own or default)
+    """Tokens of one request: what models.yaml says, else the settings, but no more than the model's own.
+
+    Beyond its own context a model computes positions that it never saw, and no error would tell.
+    """
+    return min(wanted or default, own or wanted or default)

@@ -59,11 +59,17 @@ class Pool:
     async def start(self) -> None:
         """Returns at once: models with `preload` load in the background."""
         await self._jobs.start()
+        self._spawn(self._tidy())
         self._spawn(self._find_built())
         self._spawn(self._measure_memory())
         for model in self.catalog.models:
             if model.preload:
                 self._spawn(self._preload(model))
+
+    async def _tidy(self) -> None:
+        """What a killed server left behind; a cache that may only be read stays as it is."""
+        with contextlib.suppress(OSError):
+            await in_thread(self._store.sweep)
 
     def replace(self, catalog: Catalog) -> None:
         """Serve these models from now on. Engines of others, or of changed ones, end with their last use."""
@@ -101,13 +107,14 @@ class Pool:
                     await asyncio.sleep(DRAIN_POLL_S)
         for task in self._tasks:
             task.cancel()
+        await self._learn()
         await asyncio.gather(
             self._jobs.close(),
             *(host.close() for host in self._hosts.values()),
             *self._tasks,
             return_exceptions=True,
         )
-        self._learned.save()
+        await in_thread(self._store.sweep_locks)  # of builds that were ended
 
     @contextlib.asynccontextmanager
     async def acquire(self, name: str, *, wait_s: float | None) -> AsyncIterator[Lease]:
@@ -284,13 +291,16 @@ class Pool:
         """What engines really hold, so that the next estimates are right and a growing one is noticed."""
         while True:
             await asyncio.sleep(MEASURE_S)
-            for host in list(self._hosts.values()):
-                if (loaded := host.loaded) is not None:
-                    held = await in_thread(partial(_held, loaded.engine.pid, loaded.claim))
-                    if host.loaded is loaded and held.get(RAM):
-                        self.memory.measured(loaded.claim, held)
-                        self._learned.add(loaded.kind, dict(loaded.claim.used), loaded.load_s)
-            await in_thread(self._learned.save)
+            await self._learn()
+
+    async def _learn(self) -> None:
+        for host in list(self._hosts.values()):
+            if (loaded := host.loaded) is not None:
+                held = await in_thread(partial(_held, loaded.engine.pid, loaded.claim))
+                if host.loaded is loaded and held.get(RAM):
+                    self.memory.measured(loaded.claim, held)
+                    self._learned.add(loaded.kind, dict(loaded.claim.used), loaded.load_s)
+        await in_thread(self._learned.save)
 
     async def _find_built(self) -> None:
         """Fill the list of built variants, of models whose source some variant names."""

@@ -218,3 +218,10 @@ def test_pull_checks_a_folder_and_says_when_the_hub_is_out_of_reach(
     assert away.returncode == 1
     (line,) = away.stderr.splitlines()
     assert line.startswith("quantserve: ")
+
+
+def test_a_cache_that_cannot_be_made_is_named(tiny_chat: Path, cli: Cli) -> None:
+    refused = cli("quantize", tiny_chat, "--cache", "/proc/none")
+    assert refused.returncode == 1
+    assert "cannot write to the cache /proc/none" in refused.stderr
+    assert refused.stderr.count("\n") == 1

@@ -43,10 +43,17 @@ def test_lines_come_with_stages_and_then_every_few_seconds() -> None:
         (3.5, "a", 3),
         (4, "b", 0),
         (5, "b", 4),
+        (7.5, "b", 4),
+        (11, "b", 4),
     ]:
         now = 100.0 + second
         lines.show("m:x", Step(stage, done, 4, "tensors"))
-    assert out.getvalue().splitlines() == ["m:x: a", "m:x: a 75% (3/4 tensors)", "m:x: b"]
+    assert out.getvalue().splitlines() == [
+        "m:x: a",
+        "m:x: a 75% (3/4 tensors)",
+        "m:x: b",
+        "m:x: b 100% (4/4 tensors)",
+    ]
 
 
 def test_amounts() -> None:

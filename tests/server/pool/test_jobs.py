@@ -206,19 +206,33 @@ async def test_what_cannot_be_built_is_refused_before_there_is_a_job(
     assert not (tmp_path / "cache" / "jobs").exists()
 
 
-async def test_a_refusal_of_the_builder_is_the_jobs_error(tmp_path: Path, tiny_chat: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
+def changed(tiny_chat: Path, folder: Path, **config: object) -> Model:
+    folder.mkdir()
     for path in tiny_chat.iterdir():
-        (broken / path.name).write_bytes(path.read_bytes())
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchForCausalLM"]}))
+        (folder / path.name).write_bytes(path.read_bytes())
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**facts, **config}))
+    return Model(id="m", source=str(folder))
+
+
+async def test_an_architecture_without_a_row_is_refused_before_there_is_a_job(
+    tmp_path: Path, tiny_chat: Path
+) -> None:
     jobs = jobs_of(tmp_path / "cache")
-    job = await jobs.wait((await jobs.submit(Model(id="m", source=str(broken)), F16)).id)
+    model = changed(tiny_chat, tmp_path / "other", architectures=["NoSuchForCausalLM"])
+    with pytest.raises(RequestError, match="NoSuchForCausalLM"):
+        await jobs.submit(model, F16)
+    assert jobs.list() == []
+
+
+async def test_a_refusal_of_the_builder_is_the_jobs_error(tmp_path: Path, tiny_chat: Path) -> None:
+    jobs = jobs_of(tmp_path / "cache")
+    model = changed(tiny_chat, tmp_path / "deeper", num_hidden_layers=13)
+    job = await jobs.wait((await jobs.submit(model, F16)).id)
     assert job.state == "failed"
     assert job.error is not None
-    assert job.error.code == "unsupported_architecture"
-    assert "NoSuchForCausalLM" in job.error.message
+    assert job.error.code == "bad_source"
+    assert "layers.12" in job.error.message
     assert VariantStore(tmp_path / "cache").unfinished() == ()
 
 

@@ -41,7 +41,7 @@ async def test_a_gguf_source_is_served_as_it_is_and_adds_no_file_the_second_time
             assert lease.engine.ready.limits.context == 2048  # the file's own, less than the default
             assert await lease.text.encode("ab", add_special=False, parse_special=False) == [65, 66]
             assert pool.states()[0].variants == ("toy:q4_0",)
-    assert files(cache) == before == {"digests.json"}
+    assert files(cache) == before == {"digests.json", "memory.json"}
 
 
 async def test_requests_at_the_same_time_share_one_load(tmp_path: Path, gguf: Path) -> None:
