@@ -227,5 +227,5 @@ def family_of(architecture: str) -> Family:
     if family := FAMILIES.get(architecture):
         return family
     raise UnsupportedArchitecture(
-        f"architecture {architecture!r:.80} is not supported (known: {', '.join(FAMILIES)})"
+        f"config.json: architecture {architecture!r:.80} is not supported (known: {', '.join(FAMILIES)})"
     )

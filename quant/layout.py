@@ -62,10 +62,7 @@ def read_layout(source: Source) -> Layout:
     tensors = {n: t for n, t in checkpoint_tensors(source.path).items() if not COMPUTED.search(n)}
     for tensor in tensors.values():
         if tensor.dtype not in FLOATS:
-            raise BadSource(
-                f"{tensor.file.name}: tensor {shown(tensor.name)} is {tensor.dtype}; "
-                f"only {', '.join(FLOATS)} are quantized"
-            )
+            raise BadSource(f"{tensor.said} is {tensor.dtype}; only {', '.join(FLOATS)} are quantized")
     hidden = _integer(source, "hidden_size")
     embedding = _take(tensors, f"{family.embedding}.weight", (_integer(source, "vocab_size"), hidden))
     norm = [_take(tensors, f"{family.final_norm}.weight", (hidden,))]
@@ -76,7 +73,7 @@ def read_layout(source: Source) -> Layout:
         raise BadSource(f"the checkpoint has no tensor {family.head}.weight")
     blocks = tuple(_block(tensors, family, n) for n in range(_integer(source, "num_hidden_layers")))
     if tensors:
-        raise BadSource(f"tensor {shown(min(tensors))} has no place in this architecture")
+        raise BadSource(f"{tensors[min(tensors)].said} has no place in this architecture")
     _check_blocks(family, blocks, hidden)
     return Layout(
         family=family,
@@ -106,7 +103,7 @@ def _take(tensors: dict[str, TensorInfo], name: str, shape: tuple[int, ...]) -> 
         raise BadSource(f"the checkpoint has no tensor {name}")
     if tensor.shape != shape:
         raise BadSource(
-            f"tensor {name} has shape {list(tensor.shape)}, but config.json implies {list(shape)}"
+            f"{tensor.said} has shape {list(tensor.shape)}, but config.json implies {list(shape)}"
         )
     return tensor
 
@@ -123,7 +120,7 @@ def _block(tensors: dict[str, TensorInfo], family: Family, index: int) -> dict[s
         if weight is None:
             raise BadSource(f"the checkpoint has no tensor {prefix}{linear}.weight")
         if len(weight.shape) != 2 or 0 in weight.shape:
-            raise BadSource(f"tensor {weight.name} has shape {list(weight.shape)}, which is no matrix")
+            raise BadSource(f"{weight.said} has shape {list(weight.shape)}, which is no matrix")
     return block
 
 
@@ -136,12 +133,11 @@ def _check_blocks(family: Family, blocks: tuple[Mapping[str, TensorInfo], ...], 
         for name, tensor in block.items():
             if tensor.shape != expected[name]:
                 raise BadSource(
-                    f"tensor {tensor.name} has shape {list(tensor.shape)}, in block 0 {list(expected[name])}"
+                    f"{tensor.said} has shape {list(tensor.shape)}, in block 0 {list(expected[name])}"
                 )
     for name in family.shared_inputs[0]:
         if expected[f"{name}.weight"][1] != hidden:
-            columns = expected[f"{name}.weight"][1]
+            weight = blocks[0][f"{name}.weight"]
             raise BadSource(
-                f"tensor {family.block_name(0)}.{name}.weight has {columns:,} columns, but config.json's "
-                f"hidden_size is {hidden:,}"
+                f"{weight.said} has {weight.shape[1]:,} columns, but config.json's hidden_size is {hidden:,}"
             )

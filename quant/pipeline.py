@@ -94,6 +94,18 @@ def _clear_leftovers(store: VariantStore, key: str) -> None:
     store.sweep_locks()
 
 
+def require_headers(source: Source, recipe: Recipe) -> None:
+    """All that headers and small files show, for which the source need not be hashed.
+
+    Raises BadRecipe, BadSource.
+    """
+    require_buildable(source, recipe)
+    if isinstance(recipe, GgufRecipe) and source.kind == "hf":
+        from quant.gguf.convert import prepare
+
+        prepare(source)
+
+
 @contextmanager
 def _nothing_left_by_errors(build: Build) -> Iterator[None]:
     """Errors that would come again remove the scratch. Interrupts do not: such a build can go on."""

@@ -52,6 +52,11 @@ class TensorInfo:
     def elements(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def said(self) -> str:
+        """How errors begin that are about it."""
+        return f"{self.file.name}: tensor {shown(self.name)}"
+
 
 class _Object:
     """A JSON object that keeps repeated keys."""

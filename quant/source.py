@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,9 @@ class Source:
     bytes: int
 
 
+Check = Callable[[Source], None]
+
+
 def open_source(
     ref: str,
     *,
@@ -38,25 +41,32 @@ def open_source(
     local_only: bool = False,
     progress: Report | None = None,
     hub: Hub | None = None,
+    check: Check | None = None,
 ) -> Source:
     """Open a folder, a .gguf file or a hub id ("org/name", "org/name@revision", "org/name:Q4_K_M").
 
     Headers and small files are read; weights only to hash them, once, remembered in <cache>/digests.json.
-    With `local_only` no network is touched. Raises BadSource before anything is written to the cache, and
-    DiskFull for a download.
+    With `local_only` no network is touched. `check` gets a source without a digest before its weights are
+    hashed, which takes minutes; what it raises ends it there. It is not asked about weights that were hashed.
+
+    Raises BadSource before anything is written to the cache, and DiskFull for a download.
     """
-    report = progress or ignore
+    report, check = progress or ignore, check or _accept
     if path := _local(ref):
         if revision is not None:
             raise BadSource("only a hub repository has revisions")
-        return (_open_folder if path.is_dir() else _open_file)(ref, path, None, cache, report)
+        return (_open_folder if path.is_dir() else _open_file)(ref, path, None, cache, report, check)
     wanted = parse_hub_id(ref, revision)
     if wanted is None or ref.endswith(".gguf"):
         raise BadSource(_unknown(ref))
     found = (hub or Hub()).snapshot(wanted, local_only=local_only, report=report)
     if wanted.type:
-        return _open_file(ref, found, _commit_of(found), cache, report)
-    return _open_folder(ref, found, found.name, cache, report)
+        return _open_file(ref, found, _commit_of(found), cache, report, check)
+    return _open_folder(ref, found, found.name, cache, report, check)
+
+
+def _accept(_: Source) -> None:
+    pass
 
 
 def _commit_of(file: Path) -> str | None:
@@ -72,38 +82,50 @@ def _local(ref: str) -> Path | None:
         return None
 
 
-def _open_folder(ref: str, folder: Path, revision: str | None, cache: Path, report: Report) -> Source:
+def _open_folder(
+    ref: str, folder: Path, revision: str | None, cache: Path, report: Report, check: Check
+) -> Source:
     checkpoint = read_checkpoint(folder)
-    digest, size = _digest("hf", checkpoint.files, cache, report)
-    return Source(
+    source = Source(
         kind="hf",
         id=ref,
         path=folder.resolve(),
         revision=revision,
-        digest=digest,
+        digest="",
         architecture=checkpoint.architecture,
         config=checkpoint.config,
-        bytes=size,
+        bytes=0,
     )
+    return _hashed(source, checkpoint.files, cache, report, check)
 
 
-def _open_file(ref: str, file: Path, revision: str | None, cache: Path, report: Report) -> Source:
+def _open_file(
+    ref: str, file: Path, revision: str | None, cache: Path, report: Report, check: Check
+) -> Source:
     if file.suffix in PICKLES:
         raise BadSource(f"{file.name} is a pickle, which is never opened; convert it to safetensors")
     if file.suffix == ".safetensors":
         raise BadSource(f"{file.name} is one file of a checkpoint: name its folder")
     header = read_header(file)
-    digest, size = _digest("gguf", _parts(file), cache, report)
-    return Source(
+    source = Source(
         kind="gguf",
         id=ref,
         path=Path(os.path.abspath(file)),  # links keep their names: those of parts count
         revision=revision,
-        digest=digest,
+        digest="",
         architecture=header.architecture,
         config={},
-        bytes=size,
+        bytes=0,
     )
+    return _hashed(source, _parts(file), cache, report, check)
+
+
+def _hashed(source: Source, files: tuple[Path, ...], cache: Path, report: Report, check: Check) -> Source:
+    memo = DigestMemo(cache)
+    if not all(memo.is_known(file) for file in files):
+        check(source)
+    digest, size = _digest(source.kind, files, cache, report)
+    return replace(source, digest=digest, bytes=size)
 
 
 def _parts(file: Path) -> tuple[Path, ...]:

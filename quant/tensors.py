@@ -65,7 +65,7 @@ def require_finite_in_file(info: TensorInfo) -> None:
 
 def _require_finite(info: TensorInfo, tensor: Tensor) -> None:
     if not bool(torch.isfinite(tensor).all()):
-        raise BadSource(f"{info.file.name}: tensor {shown(info.name)} has NaN or infinite values")
+        raise BadSource(f"{info.said} has NaN or infinite values")
 
 
 def read_file(file: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from quant.checkpoint import TEXT_FILES
 from quant.errors import BadRecipe
 from quant.layout import Layout, read_layout
-from quant.safetensors_header import DTYPE_BYTES
+from quant.safetensors_header import DTYPE_BYTES, TensorInfo
 from quant.scheme import Scheme
 from quant.source import Source
 from quant.text_choice import Text, choose_text
@@ -57,7 +57,7 @@ def plan_torch(source: Source, recipe: TorchRecipe, device: str = "auto") -> Tor
         raise BadRecipe(f"{recipe.name} needs a checkpoint in safetensors; the source is a GGUF file")
     layout = read_layout(source)
     device = likely_device() if device == "auto" else device
-    modules = tuple(_module(name, weight.shape, weight.dtype, recipe) for name, weight in layout.linears)
+    modules = tuple(_module(name, weight, recipe) for name, weight in layout.linears)
     if recipe.format != PLAIN and all(one.kept for one in modules):
         raise BadRecipe("the recipe keeps every module as it is: there is nothing to quantize")
     text = choose_text(recipe.calibration, layout, device) if recipe.calibration else None
@@ -87,14 +87,14 @@ def _require_packages(recipe: TorchRecipe) -> None:
             )
 
 
-def _module(name: str, shape: tuple[int, ...], dtype: str, recipe: TorchRecipe) -> ModulePlan:
-    rows, columns = shape
+def _module(name: str, weight: TensorInfo, recipe: TorchRecipe) -> ModulePlan:
+    (rows, columns), dtype = weight.shape, weight.dtype
     scheme = "keep" if recipe.format == PLAIN else recipe.scheme_of(name)
     if scheme == "keep":
         size = rows * columns * DTYPE_BYTES[DTYPES[recipe.dtype] if recipe.dtype else dtype]
         return ModulePlan(module=name, shape=(rows, columns), kept=True, scheme=None, bytes=size)
     if why := _unfit(rows, columns, scheme, recipe.format):
-        raise BadRecipe(f"{name}: {why}")
+        raise BadRecipe(f"{weight.said}: {why}")
     size = int(_BYTES[recipe.format](rows, columns, scheme or _NO_SCHEME, DTYPE_BYTES[dtype]))
     if recipe.format == "bnb4" and dict(recipe.options).get("double_quant") == 0:
         size += rows * columns // 64 * 3

@@ -11,7 +11,7 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 
 def main(model: str, rows_file: str, out: str) -> None:
@@ -20,6 +20,7 @@ def main(model: str, rows_file: str, out: str) -> None:
     if not torch.cuda.is_available():  # it pins memory for a device even where there is none
         setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)  # noqa: B010
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded.generation_config = GenerationConfig()  # it refuses to save sampling that is off
     tokenizer = AutoTokenizer.from_pretrained(model)
     text = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
     oneshot(

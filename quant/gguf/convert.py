@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from quant.checkpoint import checkpoint_tensors
 from quant.errors import BadSource
-from quant.files import disk_full_is_typed, shown
+from quant.files import disk_full_is_typed
 from quant.ggml import FILE_TYPES, TENSOR_TYPES
 from quant.gguf import floats
 from quant.gguf.layout import EMBEDDING, FLOATS, HEAD, SHARED_WIDTH, Constant, Copied, Planned, plan
@@ -220,7 +220,7 @@ def _copied_slabs(tensor: Copied, wanted: FloatType) -> Iterator[floats.Array]:
             try:
                 converted = _scaled(slab, kind, wanted, tensor)
             except ValueError as error:
-                raise BadSource(f"tensor {shown(info.name)} {error}") from error
+                raise BadSource(f"{info.said} {error}") from error
             yield _reorder(converted, unit) if tensor.heads else converted
 
 

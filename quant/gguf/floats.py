@@ -25,7 +25,7 @@ def convert(stored: Array, kind: str, wanted: str) -> Array:
         return stored
     singles = _WIDEN[kind](stored)
     if not np.isfinite(singles).all():
-        raise ValueError("holds NaN or infinity")
+        raise ValueError("has NaN or infinite values")
     result = _NARROW[wanted](singles)
     _refuse_special(result, wanted)
     return result
@@ -37,7 +37,7 @@ def _refuse_special(stored: Array, kind: str) -> None:
     else:
         special = ~np.isfinite(stored.astype(STORED[kind], copy=False))
     if special.any():
-        raise ValueError("holds NaN or infinity")
+        raise ValueError("has NaN or infinite values")
 
 
 def _from_bf16(bits: Array) -> Singles:

@@ -71,7 +71,7 @@ def plan(shape: Shape, tensors: Mapping[str, TensorInfo], *, with_head: bool) ->
         _check(name, tensors.get(name), wanted)
     for name in sorted(tensors.keys() - expected.keys() - {HEAD}):
         if not COMPUTED.search(name):
-            raise BadSource(f"tensor {shown(name)} has no place in this architecture")
+            raise BadSource(f"{tensors[name].said} has no place in this architecture")
     return (*_Plan(shape, tensors).tensors(expected, with_head), *_constants(shape))
 
 
@@ -111,9 +111,9 @@ def _check(name: str, info: TensorInfo | None, wanted: tuple[int, ...]) -> None:
     if info is None:
         raise BadSource(f"the checkpoint has no tensor {name}")
     if info.shape != wanted:
-        raise BadSource(f"tensor {name} has shape {list(info.shape)}, but config.json implies {list(wanted)}")
+        raise BadSource(f"{info.said} has shape {list(info.shape)}, but config.json implies {list(wanted)}")
     if info.dtype not in FLOATS:
-        raise BadSource(f"tensor {name} is {info.dtype}; only {', '.join(FLOATS)} are converted")
+        raise BadSource(f"{info.said} is {info.dtype}; only {', '.join(FLOATS)} are converted")
 
 
 class _Plan:

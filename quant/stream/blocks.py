@@ -8,7 +8,6 @@ from torch import Tensor
 
 from quant.block import Decoder, DecoderBlock
 from quant.errors import BadSource
-from quant.files import shown
 from quant.formats.base import Format
 from quant.layer import AffineLinear, CodebookLinear, QuantizedLinear
 from quant.methods.base import BlockResult, LayerPlan
@@ -110,6 +109,4 @@ def _require_reach(layer: QuantizedLinear, source: TensorInfo) -> None:
         dtype = layer.scales.dtype
         if bool((layer.scales >= torch.finfo(dtype).max).any()):
             kind = str(dtype).removeprefix("torch.")
-            raise BadSource(
-                f"{source.file.name}: tensor {shown(source.name)} has weights too large for {kind} scales"
-            )
+            raise BadSource(f"{source.said} has weights too large for {kind} scales")

@@ -20,7 +20,7 @@ from quant.building import Road, versions
 from quant.calibrate import calibration_tokens, open_tokenizer
 from quant.canonical import canonical_digest
 from quant.checkpoint import CONFIG
-from quant.errors import BadRecipe, BadSource
+from quant.errors import BadRecipe, BadSource, BuildFailed
 from quant.formats.registry import load as load_format
 from quant.journal import Journal
 from quant.layout import Layout
@@ -101,9 +101,14 @@ class TorchRoad(Road):
             if plan.text.note:
                 self.report(Progress("calibrate", 0, 1, "steps", Detail(note=plan.text.note)))
             rows, cache = plan.layout.embedding.shape[0], self.place.store.cache
-            return calibration_tokens(
-                self.source, plan.text, rows, cache=cache, device=on, report=self.report
-            )
+            try:
+                return calibration_tokens(
+                    self.source, plan.text, rows, cache=cache, device=on, report=self.report
+                )
+            except BuildFailed:  # weights that are no numbers: they are named
+                for info in plan.layout.tensors:
+                    require_finite_in_file(info)
+                raise
 
     def _start(self, on: torch.device, tokens: Tensor | None) -> str | None:
         """Make the scratch folder ready; why what lay there was thrown away, if anything did."""
@@ -178,9 +183,9 @@ def _check_shapes(decoder: Decoder, plan: TorchPlan) -> None:
     implied = decoder.shapes()
     for name, info in plan.layout.blocks[0].items():
         if name not in implied:
-            raise BadSource(f"tensor {info.name} has no place in this architecture")
+            raise BadSource(f"{info.said} has no place in this architecture")
         if implied[name] != info.shape:
             have, wanted = list(info.shape), list(implied[name])
-            raise BadSource(f"tensor {info.name} has shape {have}, but config.json implies {wanted}")
+            raise BadSource(f"{info.said} has shape {have}, but config.json implies {wanted}")
     if missing := sorted(implied.keys() - plan.layout.blocks[0].keys()):
         raise BadSource(f"the checkpoint has no tensor {plan.layout.family.block_name(0)}.{missing[0]}")

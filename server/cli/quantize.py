@@ -83,10 +83,16 @@ def _search(settings: "Settings", source: str, target: str, threads: int | None)
 def _show_plan(cache: Path, name: str, found: "Reference", recipe: "Recipe", device: str) -> None:
     """Raises BadSource, BadRecipe for what cannot be built."""
     from quant.build_plan import plan_build
+    from quant.plan import require_buildable
     from quant.source import open_source
     from server.cli.plans import plan_lines
 
-    source = open_source(found.source, cache=cache, revision=found.revision)
+    source = open_source(
+        found.source,
+        cache=cache,
+        revision=found.revision,
+        check=lambda source: require_buildable(source, recipe),
+    )
     for line in plan_lines(name, plan_build(source, recipe, device=device)):
         typer.echo(line)
 

@@ -21,7 +21,7 @@ import msgspec
 from msgspec.structs import replace
 
 from quant.errors import BuildFailed, DiskFull, DownloadBroken, QuantError
-from quant.pipeline import Progress, build_variant, variant_key
+from quant.pipeline import Progress, build_variant, require_headers, variant_key
 from quant.progress import Detail
 from quant.recipe import parse_recipe
 from quant.source import Source, open_source
@@ -163,7 +163,7 @@ def guarded(work: Callable[[], Result], code: str, what: str) -> Result | Proble
 
 def _build(options: argparse.Namespace, reporter: Reporter) -> BuildAnswer:
     recipe = parse_recipe(options.recipe, local=True)
-    source = _source(options, reporter)
+    source = _source(options, reporter, lambda found: require_headers(found, recipe))
     reporter.variant(variant_key(source, recipe))
     store = VariantStore(options.cache, max_bytes=options.cache_max_bytes)
     outcome = build_variant(source, recipe, store, progress=reporter.progress, device=options.device)
@@ -186,13 +186,16 @@ def _pulled(source: Source) -> BuildAnswer:
     return BuildAnswer(outcome="pulled", key=source.digest)
 
 
-def _source(options: argparse.Namespace, reporter: Reporter) -> Source:
+def _source(
+    options: argparse.Namespace, reporter: Reporter, check: Callable[[Source], None] | None = None
+) -> Source:
     return open_source(
         options.source,
         cache=options.cache,
         revision=options.revision,
         local_only=options.local_only == "1",
         progress=reporter.progress,
+        check=check,
     )
 
 

@@ -118,6 +118,29 @@ def test_a_changed_weight_is_noticed(folder: Path, cache: Path) -> None:
     assert digest_again(source, cache) != source.digest
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_check_comes_before_hashing_and_only_then(
+    kind: str, folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    file = tmp_path / "model.gguf"
+    write_reference(file)
+    ref = str(folder if kind == "folder" else file)
+    seen: list[Source] = []
+
+    def refuse(source: Source) -> None:
+        seen.append(source)
+        raise BadSource("no")
+
+    for _ in range(2):
+        with pytest.raises(BadSource, match="no"):
+            open_source(ref, cache=cache, check=refuse)
+        assert not cache.exists()
+    assert [source.digest for source in seen] == ["", ""]
+    opened = open_source(ref, cache=cache, check=seen.append)
+    assert (seen[2].path, seen[2].architecture) == (opened.path, opened.architecture)
+    assert open_source(ref, cache=cache, check=refuse) == opened
+
+
 def test_hashing_is_reported(folder: Path, cache: Path) -> None:
     seen: list[Progress] = []
     source = open_source(str(folder), cache=cache, progress=seen.append)

@@ -148,7 +148,8 @@ BEFORE: dict[str, tuple[Callable[[Path], None], dict[str, Any], type[QuantError]
         lambda model: None,
         {**RTN, "overrides": [["down", {"bits": 4, "group": 128}]], "scheme": {"bits": 4, "group": 64}},
         BadRecipe,
-        r"model.layers.0.mlp.down_proj: 160 input columns do not divide into groups of 128",
+        r"^model.safetensors: tensor 'model.layers.0.mlp.down_proj.weight': "
+        "160 input columns do not divide into groups of 128",
     ),
     "architecture": (
         lambda model: spoil_config(model, architectures=["MambaForCausalLM"]),
@@ -205,7 +206,8 @@ def test_what_headers_show_is_refused_before_anything_is_written(what: str, tmp_
 
 def test_a_config_that_transformers_reads_otherwise_is_refused(model: Path, tmp_path: Path) -> None:
     spoil_config(model, num_attention_heads=2)
-    with pytest.raises(BadSource, match=r"q_proj\.\w+ has shape .* but config.json implies"):
+    tensor = r"^model.safetensors: tensor 'model\.layers\.0\.self_attn\.q_proj\.\w+'"
+    with pytest.raises(BadSource, match=rf"{tensor} has shape .* but config.json implies"):
         build(model, RTN, tmp_path / "cache")
     assert left(tmp_path / "cache") == []
 
@@ -217,6 +219,13 @@ def test_nan_weights_stop_the_build_with_file_and_tensor(model: Path, tmp_path: 
     put_nan(model, name)
     with pytest.raises(BadSource, match=f"model.safetensors: tensor '{name}' has NaN or infinite values"):
         build(model, GPTQ, tmp_path / "cache")
+    assert left(tmp_path / "cache") == []
+
+
+def test_nan_weights_that_end_the_sources_own_text_are_named_too(model: Path, tmp_path: Path) -> None:
+    put_nan(model, f"{V}.weight")
+    with pytest.raises(BadSource, match=f"model.safetensors: tensor '{V}.weight' has NaN or infinite values"):
+        build(model, {**GPTQ, "calibration": {"samples": 2, "length": 8}}, tmp_path / "cache", tokens=None)
     assert left(tmp_path / "cache") == []
 
 

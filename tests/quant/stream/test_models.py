@@ -56,15 +56,18 @@ ODD: list[tuple[dict[str, Any], str | None]] = [
     ),
     (
         {"method": "rtn", "format": "compressed-tensors", "scheme": {**ROWS, "group": 64}},
-        "model.layers.0.mlp.down_proj: 172 input columns do not divide into groups of 64",
+        "model.safetensors: tensor 'model.layers.0.mlp.down_proj.weight': "
+        "172 input columns do not divide into groups of 64",
     ),
     (
         {"method": "gptq", "format": "gptq", "scheme": ROWS},
-        "model.layers.0.mlp.gate_proj: gptq packs 8 codes along the output; 172 rows are no multiple of that",
+        "model.safetensors: tensor 'model.layers.0.mlp.gate_proj.weight': "
+        "gptq packs 8 codes along the output; 172 rows are no multiple of that",
     ),
     (
         {"method": "rtn", "format": "awq", "scheme": {"bits": 4, "group": 32, "symmetric": False}},
-        "model.layers.0.mlp.gate_proj: awq packs 8 codes along the output; 172 rows are no multiple of that",
+        "model.safetensors: tensor 'model.layers.0.mlp.gate_proj.weight': "
+        "awq packs 8 codes along the output; 172 rows are no multiple of that",
     ),
     ({"method": "nf4", "format": "bnb4"}, None),
     ({"method": "int8", "format": "bnb8"}, None),

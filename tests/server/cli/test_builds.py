@@ -143,16 +143,39 @@ def test_a_torch_format_is_built_and_summed_up(cli: Cli, tmp_path: Path, tiny_ch
     assert again.stdout == done.stdout.replace("built", "cached", 1)
 
 
-def test_a_refused_source_is_one_line(cli: Cli, tmp_path: Path, tiny_chat: Path) -> None:
-    odd = tmp_path / "odd"
-    shutil.copytree(tiny_chat, odd)
-    config = json.loads((odd / "config.json").read_text())
-    (odd / "config.json").write_text(json.dumps(config | {"architectures": ["OddForCausalLM"]}))
-    done = cli("quantize", odd, "--cache", tmp_path / "cache")
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("quantserve: odd:q4_k_m: ")
-    assert "OddForCausalLM" in last
+TRUNCATED = r"model.safetensors is truncated: tensor '[\w.]+' ends at byte [\d,]+ of [\d,]+"
+NO_GROUPS = (
+    r"model.safetensors: tensor 'model.layers.0.self_attn.q_proj.weight': "
+    r"64 input columns do not divide into groups of 128"
+)
+UNKNOWN = r"config.json: architecture 'MambaForCausalLM' is not supported \(known: .*\)"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spoil", "said"),
+    [
+        ("q8_0", "cut", TRUNCATED),
+        ("w4a16", "cut", TRUNCATED),
+        ("w4a16", None, NO_GROUPS),
+        ("q8_0", "architecture", UNKNOWN),
+        ("nf4", "architecture", UNKNOWN),
+    ],
+)
+def test_what_headers_show_is_one_line_and_leaves_no_file(
+    cli: Cli, tmp_path: Path, recipe: str, spoil: str | None, said: str
+) -> None:
+    """Before anything is hashed."""
+    model, cache = write_checkpoint(tmp_path / "model"), tmp_path / "cache"
+    if spoil == "cut":
+        file = model / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+    if spoil == "architecture":
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
+    done = cli("quantize", model, "--recipe", recipe, "--cache", cache)
     assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"quantserve: model:{recipe}: {said}\n", done.stderr), done.stderr
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
 def test_ls(cli: Cli, cache: Path) -> None:
