@@ -12,11 +12,14 @@ from server.api.chunks import ChatChunks, Envelope, Head
 from server.api.conversation import plan_chat
 from server.api.deps import Using
 from server.api.door import answer_stream, answer_whole, fingerprint, new_id, now
-from server.api.generate import Begun
+from server.api.generate import Begun, Plan
 from server.api.logprobs import chat_logprobs, prompt_logprobs
 from server.api.schema.answers import AnswerCall, AnswerMessage, CalledFunction, ChatChoice, ChatCompletion
 from server.api.schema.chat import ChatRequest
+from server.api.unused import name_unused
 from server.api.whole import Answer, Whole
+from server.pool.states import Lease
+from server.types import Grammar
 
 router = APIRouter(tags=["inference"])
 
@@ -29,10 +32,17 @@ async def chat(
 ) -> Response:
     id, created = new_id("chatcmpl-"), now()
     grammar = body.grammar(allows_lark=services.settings.lark_grammars)
-    plan = partial(plan_chat, body, id, salt_of(request), grammar)
+    plan = partial(_planned, request, body, id, grammar)
     if body.stream:
         return await answer_stream(request, services, body, plan, partial(_chunks, body, id, created))
     return await answer_whole(request, services, body, plan, partial(_completion, body, id, created))
+
+
+async def _planned(
+    request: Request, body: ChatRequest, id: str, grammar: Grammar | None, lease: Lease
+) -> Plan:
+    name_unused(request, body, lease.text)
+    return await plan_chat(body, id, salt_of(request), grammar, lease)
 
 
 def _chunks(body: ChatRequest, id: str, created: int, begun: Begun) -> ChatChunks:

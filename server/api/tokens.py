@@ -14,6 +14,7 @@ from server.api.generate import check_tokens
 from server.api.leaving import unless_gone
 from server.api.schema.chat import ChatRequest
 from server.api.schema.tokens import DetokenizeRequest, TokenizeRequest
+from server.api.unused import name_unused
 from server.text.detokenize import detokenize
 
 router = APIRouter(tags=["tokens"])
@@ -61,12 +62,13 @@ async def apply_template(
     services: Using,
 ) -> Response:
     announce(request, services, body.model)
-    return _json(await unless_gone(request.receive, _applied(body, services)))
+    return _json(await unless_gone(request.receive, _applied(request, body, services)))
 
 
-async def _applied(body: ChatRequest, services: Services) -> AppliedTemplate:
+async def _applied(request: Request, body: ChatRequest, services: Services) -> AppliedTemplate:
     """What the model would be told by a chat request with this body."""
     async with services.pool.acquire(body.model, wait_s=services.settings.build_wait_s) as lease:
+        name_unused(request, body, lease.text)
         prompt = await asyncio.to_thread(render, body, lease.text)
         tokens = await lease.text.encode_rendered(prompt)
     return AppliedTemplate(prompt=prompt, tokens=list(tokens), count=len(tokens))

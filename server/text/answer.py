@@ -14,15 +14,19 @@ class Parts:
 
 
 class AnswerReader:
-    """Of one answer. `called` once it holds a call."""
+    """Of one answer. `called` once it holds a call, and its calls are whole."""
 
     def __init__(self, thoughts: ThoughtSplitter | None, calls: CallReader | None) -> None:
         self._thoughts, self._calls = thoughts, calls
-        self.called = False
+        self._holds_calls = False
 
     @property
     def thinking(self) -> bool:
         return self._thoughts is not None and self._thoughts.thinking
+
+    @property
+    def called(self) -> bool:
+        return self._holds_calls and self._calls is not None and not self._calls.unfinished
 
     def push(self, text: str, *, last: bool) -> Parts:
         reasoning, answer = ("", text) if self._thoughts is None else self._thoughts.push(text)
@@ -36,5 +40,5 @@ class AnswerReader:
         if last:
             rest = self._calls.flush()
             found.text, calls = found.text + rest.text, calls + rest.calls
-        self.called = self.called or bool(calls)
+        self._holds_calls = self._holds_calls or bool(calls)
         return Parts(found.text, reasoning, tuple(calls))

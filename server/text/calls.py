@@ -41,6 +41,11 @@ class Found:
 class CallReader(Protocol):
     """`push` and `flush` give text and calls in the order of the answer."""
 
+    @property
+    def unfinished(self) -> bool:
+        """A call has begun whose arguments are not whole."""
+        ...
+
     def push(self, text: str) -> Found: ...
     def flush(self) -> Found: ...
 
@@ -54,6 +59,10 @@ class ForcedCalls:
         self._held = ""
         self._extent: Extent | None = None  # of the arguments that are being written
         self._calls = 0
+
+    @property
+    def unfinished(self) -> bool:
+        return self._extent is not None
 
     def push(self, text: str) -> Found:
         found = Found()
@@ -112,6 +121,8 @@ class Extent:
 
 class FreeCalls:
     """An answer that may call: from what looks like a call on, it is held back and read at its end."""
+
+    unfinished = False  # calls are given out whole
 
     def __init__(self, format: ToolFormat, functions: Functions, new_id: NewId, *, many: bool = True) -> None:
         self._format, self._functions, self._new_id, self._many = format, functions, new_id, many

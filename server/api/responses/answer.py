@@ -95,9 +95,14 @@ def _output(answer: Answer, vocabulary: Vocabulary) -> list[Output]:
         )
         for call in answer.calls
     ]
-    if answer.finish == "length":
+    if is_cut(output[-1], answer.finish):
         output[-1] = replace(output[-1], status="incomplete")
     return output
+
+
+def is_cut(last: Output, finish: Finish | None) -> bool:
+    """By the limit, or, in a call, by one of the request's stop texts."""
+    return finish == "length" or (isinstance(last, CallOutput) and finish != "tool_calls")
 
 
 def logprobs(scored: Sequence[Scored], vocabulary: Vocabulary) -> list[TokenLogprob]:

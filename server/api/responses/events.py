@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from server.api.choice import Delta, Finish, Scored
 from server.api.door import new_id
 from server.api.generate import Begun, Part, Tally
-from server.api.responses.answer import ended, logprobs
+from server.api.responses.answer import ended, is_cut, logprobs
 from server.api.schema.answers import TokenLogprob
 from server.api.schema.response_answers import (
     CallOutput,
@@ -173,7 +173,8 @@ class ResponseEvents:
         out = b""
         if not self._output and (self._writing is None or isinstance(self._writing.item, ReasoningOutput)):
             out = self._say()  # nothing, but said
-        out += self._close("incomplete" if self._finish == "length" else "completed")
+        cut = self._writing is not None and is_cut(self._writing.item, self._finish)
+        out += self._close("incomplete" if cut else "completed")
         response = ended(self._response, self._output, self._finish, tally)
         self._keep(response)
         return out + self._event(f"response.{response.status}", response=response)

@@ -24,7 +24,7 @@ BOTH: dict[str, Any] = {
 }  # fmt: skip
 CHAT_ONLY: dict[str, Any] = {
     "max_completion_tokens": 4, "logprobs": True, "tools": [TOOL], "reasoning_effort": "none",
-    "chat_template_kwargs": {"mood": "good"}, "add_generation_prompt": False,
+    "add_generation_prompt": False,
 }  # fmt: skip
 CHAT_TOGETHER: list[dict[str, Any]] = [
     {"logprobs": True, "top_logprobs": 2},
@@ -87,6 +87,15 @@ async def test_a_foreign_parameter_that_asks_for_nothing_passes(
     http: httpx.AsyncClient, path: str, fields: dict[str, Any]
 ) -> None:
     assert (await http.post(path, json=_least(path) | fields)).status_code == 200
+
+
+@pytest.mark.parametrize("path", [CHAT, "/apply-template"])
+async def test_template_variables_that_nothing_reads_are_named(http: httpx.AsyncClient, path: str) -> None:
+    body = chat(chat_template_kwargs={"mood": "good", "bos_token": "<b>"}, user="u")
+    response = await http.post(path, json=body)
+    assert response.status_code == 200
+    named = response.headers["x-ignored-params"].split(", ")
+    assert {"user", "chat_template_kwargs.mood"} <= set(named)
 
 
 def _least(path: str) -> dict[str, Any]:

@@ -170,6 +170,15 @@ async def test_a_forced_call_is_a_call(http: httpx.AsyncClient, choice: Any) -> 
         validate(json.loads(call["function"]["arguments"]), SCHEMA)
 
 
+async def test_a_call_that_a_stop_text_cuts_is_not_said_to_be_one(http: httpx.AsyncClient) -> None:
+    wanted: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required", "stop": ["ity"]}
+    answer = await ask(http, **wanted)
+    [call] = answer["message"]["tool_calls"]
+    assert answer["finish_reason"] == "stop"
+    assert call["function"]["arguments"].endswith("c")
+    assert [one["finish_reason"] for one in await stream(http, **wanted)][-1] == "stop"
+
+
 async def test_a_streamed_call_comes_in_pieces(http: httpx.AsyncClient) -> None:
     whole = await ask(http, tools=[TOOL, PLAIN], tool_choice="required")
     chunks = await stream(http, tools=[TOOL, PLAIN], tool_choice="required")

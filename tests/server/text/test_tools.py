@@ -203,7 +203,9 @@ def test_arguments_of_a_forced_call_come_as_they_are_written() -> None:
     assert reader.push('{"name": "add", "argum').calls == []
     assert reader.push('ents": {').calls == [CallDelta(0, "", "add", "x" * 24), CallDelta(0, "{")]
     assert reader.push('"a": "}').calls == [CallDelta(0, '"a": "}')]
+    assert reader.unfinished
     assert reader.push('"}}').calls == [CallDelta(0, '"}')]
+    assert not reader.unfinished
 
 
 PARIS = [("get_weather", {"city": "Paris"})]
