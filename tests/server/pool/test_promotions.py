@@ -1,10 +1,15 @@
 """The file that says who answers to a bare name: durable, replaced at once, read after a crash."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from server.pool.promotions import KEPT, Promotions
+from tests.quant.checkpoints import write_checkpoint
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_promote_and_roll_back_are_found_by_the_next_process(tmp_path: Path) -> None:
@@ -51,3 +56,28 @@ def test_a_crash_before_the_rename_changes_nothing(tmp_path: Path, monkeypatch: 
     for found in (names.of("m"), Promotions(tmp_path).of("m")):
         assert found is not None
         assert found.variant == "b"
+
+
+def kills(folder: Path, moments: str) -> int:
+    """How many servers were killed while they promoted; after each the old or the new variant answers."""
+    source = write_checkpoint(folder / "source")
+    command = [
+        sys.executable,
+        "-m",
+        "tests.server.pool.promoted",
+        str(folder / "caches"),
+        str(source),
+        moments,
+    ]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return int(ended.stdout)
+
+
+def test_a_kill_at_any_step_of_the_writing_leaves_the_old_or_the_new_serving(tmp_path: Path) -> None:
+    assert kills(tmp_path, "written") >= 8
+
+
+@pytest.mark.slow
+def test_so_does_a_kill_at_every_step_of_a_promotion(tmp_path: Path) -> None:
+    assert kills(tmp_path, "every") >= 20
