@@ -63,7 +63,7 @@ def model_of(source: str) -> Model:
 
 
 def ended(cache: Path, source: str, last: int, moments: str) -> int:
-    """The exit status of a server that promotes; it is killed at moment number `last`, if it comes to that."""
+    """The exit status of a server that promotes; killed at moment number `last`, if it comes to it."""
     child = fork(lambda: asyncio.run(_promote(cache, source, last, moments)))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
