@@ -15,6 +15,7 @@ State = Literal["unmeasured", "passed", "degraded", "rejected"]
 # Mean KL divergence, in nats per token, below which so many bits are as good as they ought to be.
 BANDS: Mapping[int, float] = {16: 0.002, 8: 0.002, 6: 0.006, 5: 0.015, 4: 0.075}
 METHOD_BITS: Mapping[str, int] = {"nf4": 4, "fp4": 4, "int8": 8, "smoothquant": 8, "copy": 16}
+ROWS_WORSE = 10.0  # times as far as its matrix a row may be
 DOUBT = 2.0  # standard errors
 MORE_LOOPS = 0.25  # share of greedy answers that repeat themselves, above the source's own
 
@@ -27,6 +28,7 @@ class Gate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     min_top1: float | None = 0.70  # share of tokens
     max_ppl_ratio: float | None = None  # of the variant's perplexity to the source's, on the same text
     max_times_band: float | None = 10.0  # mean KL, as a multiple of what so many bits promise
+    max_times_rounding: float | None = 4.0  # squared error of a matrix, over what its type rounds off
     serve_anyway: bool = False  # a rejected variant is served all the same; every answer says so
 
 
@@ -52,6 +54,7 @@ def _beyond(found: Measurement, gate: Gate) -> Iterator[str]:
     if not found.finite:
         yield "the model computes NaN or infinity"
         return
+    yield from _not_the_sources(found, gate)
     doubt = 0.0 if found.complete else DOUBT
     ratio, band = found.ppl_ratio, BANDS.get(found.bits or 0)
     times = None if band is None or gate.max_times_band is None else gate.max_times_band * band
@@ -66,6 +69,24 @@ def _beyond(found: Measurement, gate: Gate) -> Iterator[str]:
     top1 = found.top1
     if gate.min_top1 is not None and top1.value + doubt * top1.error < gate.min_top1:
         yield f"top-1 agreement {top1.percent} is below {100 * gate.min_top1:g} % (min_top1)"
+
+
+def _not_the_sources(found: Measurement, gate: Gate) -> Iterator[str]:
+    """A matrix, or rows of one, that cannot be the source's, rounded."""
+    limit = gate.max_times_rounding
+    if found.rounding is None or limit is None:
+        return
+    for one in found.rounding.worst[:1]:
+        if one.times > limit:
+            yield (
+                f"{one.name} is {one.error:.3g} of its length from the source's, where rounding makes "
+                f"{one.expected:.2g} (max_times_rounding)"
+            )
+        elif one.row_times > limit * ROWS_WORSE:
+            yield (
+                f"a row of {one.name} is {one.row_times**0.5:,.0f} times as far from the source's "
+                "as rounding makes it (max_times_rounding)"
+            )
 
 
 def _doubts(found: Measurement) -> Iterator[str]:

@@ -108,6 +108,23 @@ class Block(Struct, frozen=True, kw_only=True):
     fallbacks: tuple[str, ...] = ()  # linears that are not what the recipe asks for, with the reason
 
 
+class Matrix(Struct, frozen=True, kw_only=True):
+    """One quantized matrix beside the source's. Lengths are relative to the source's own."""
+
+    name: str
+    error: float  # |variant - source|
+    expected: float  # what the type rounds off
+    times: float  # the square of their ratio
+    row_times: float  # the same of the worst row
+
+
+class Rounding(Struct, frozen=True, kw_only=True):
+    """Whether the matrices are the source's, rounded."""
+
+    matrices: int  # that were compared
+    worst: tuple[Matrix, ...]
+
+
 class Worst(Struct, frozen=True, kw_only=True):
     kl: float  # mean over the source's answer, nats per token
     prompt: str
@@ -140,6 +157,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     health: Health | None = None
     speed: Speed | None = None
     blocks: tuple[Block, ...] = ()
+    rounding: Rounding | None = None
     worst: tuple[Worst, ...] = ()
     machine: str = ""
     versions: dict[str, str] = {}

@@ -112,6 +112,7 @@ def as_html(report: Report, others: Sequence[Judged]) -> str:
         f'<p class="verdict {report.verdict.state}">{_text(str(report.verdict))}</p>',
         *(_figures(report.measurement) if report.measurement else ()),
         *_pictures(report, others),
+        *(_matrices(report.measurement) if report.measurement else ()),
         *_others(report.others),
         *(_worst(report.measurement) if report.measurement else ()),
         *_origin(report),
@@ -273,6 +274,21 @@ def _others(rows: Sequence[Row]) -> Iterator[str]:
             for row in rows
         ],
     )
+
+
+def _matrices(found: Measurement) -> Iterator[str]:
+    if (rounding := found.rounding) is None:
+        return
+    yield "<h2>Matrix by matrix</h2>"
+    yield (
+        f"<p>{rounding.matrices} matrices beside the source's; the worst. Distances are shares of a matrix's "
+        "length; the ratio is that of their squares: about 1 where a matrix is the source's, rounded.</p>"
+    )
+    rows = [
+        (one.name, f"{one.error:.4f}", f"{one.expected:.4f}", f"{one.times:.2f}", f"{one.row_times:.2f}")
+        for one in rounding.worst
+    ]
+    yield _table(("matrix", "distance", "of rounding alone", "ratio", "of the worst row"), rows)
 
 
 def _worst(found: Measurement) -> Iterator[str]:

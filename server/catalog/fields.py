@@ -244,6 +244,7 @@ FIELDS: Mapping[str, Field] = {
     "gate": Field(
         about="How far a variant may be from its source to be served: max_kl and max_kl_p99 (nats a token), "
         "min_top1 (a share, or 70%), max_ppl_ratio, max_times_band (mean KL over what its bits promise), "
+        "max_times_rounding (squared error of a matrix over what its type rounds off), "
         "each a number or none; serve_anyway: true serves what is beyond them, and says so. `variants` holds "
         "the same for single variants.",
         read=gate,

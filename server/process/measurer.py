@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from quant.errors import BuildFailed
-from quant.measure.measurement import Block, Measurement, write_measurement
-from quant.source import open_source
+from quant.errors import BadSource, BuildFailed
+from quant.measure.measurement import Block, Measurement, Rounding, write_measurement
+from quant.source import Source, open_source
 from quant.store import Variant, VariantStore
 from server.process.builder import Reporter, guarded, take_stdout
 from server.process.child import die_with
@@ -65,6 +65,7 @@ async def measure(order: MeasureOrder, reporter: Reporter) -> Measurement:
                 maker=maker,
                 report=reporter.progress,
                 blocks=partial(_blocks, order, maker.files, variant),
+                compared=partial(compared, source, maker.files, variant),
             )
             found = await measuring.run(partial(write_measurement, variant.path))
         write_measurement(variant.path, found)
@@ -78,6 +79,22 @@ def _blocks(order: MeasureOrder, source: Path, variant: Variant, tokens: Sequenc
     with suppress(ModuleNotFoundError):
         return block_errors(source, variant.path, tokens, order.threads)
     return ()
+
+
+def compared(source: Source, reference: Path, variant: Variant) -> Rounding | None:
+    """`reference`: what `source` was read as. None where the two cannot be held side by side."""
+    from quant.measure.rounding import gguf_pairs, rounding_of
+
+    model, base = variant.path / "model.gguf", reference / "model.gguf"
+    with suppress(ModuleNotFoundError, BadSource):
+        if model.is_file():
+            base = base if base.is_file() else reference
+            return rounding_of(gguf_pairs(base, model)) if base.is_file() else None
+        from quant.measure.unfolded import torch_pairs
+
+        method = str(variant.manifest.recipe.body.get("method"))
+        return rounding_of(torch_pairs(source.path, variant.path, method)) if source.kind == "hf" else None
+    return None
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from quant.measure.measurement import (
     Measurement,
     Perplexity,
     Reference,
+    Rounding,
     Speed,
     Worst,
     files_digest,
@@ -65,7 +66,8 @@ KINDS = {
 
 @dataclass(kw_only=True)
 class Measuring:
-    """One variant. `blocks` is called at the end, in a thread, for the error behind each decoder block."""
+    """One variant. Called in threads: `compared` first, for the matrices beside the source's; `blocks` at the
+    end, for the error behind each decoder block."""
 
     order: MeasureOrder
     source: Source
@@ -73,8 +75,10 @@ class Measuring:
     maker: ReferenceMaker
     report: Report
     blocks: Callable[[Sequence[int]], tuple[Block, ...]]
+    compared: Callable[[], Rounding | None]
     shards: list[Shard] = field(default_factory=list)
     parts: list[Comparison] = field(default_factory=list)
+    rounding: Rounding | None = None
     finite: bool = True
     complete: bool = False
     began: float = field(default_factory=time.monotonic)
@@ -84,6 +88,7 @@ class Measuring:
         """`save` is called with what is known so far, whenever that is more than before."""
         async with AsyncExitStack() as stack:
             await self._prepare()
+            self.rounding = await asyncio.to_thread(self.compared)
             asker = await self._start(stack)
             await self._distances(asker, save)
             found = self._measurement()
@@ -201,6 +206,7 @@ class Measuring:
             ln_ppl_change=figure(change),
             ppl_ratio=ratio(change),
             texts=by_text(found),
+            rounding=self.rounding,
             machine=machine(),
             versions=versions(*PACKAGES),
             taken=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,9 @@
 """Variants broken on purpose, in ways that hashes do not show: the manifest is written anew."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -18,16 +20,40 @@ def zero_block(folder: Path, block: int) -> None:
     _publish(folder, bytes(data))
 
 
+# By type: bytes of a block, and where in it the half-precision scales lie (ggml/src/ggml-common.h).
+SCALES = {"q8_0": (34, 0, 2), "q4_0": (18, 0, 2), "q4_k": (144, 0, 4), "q6_k": (210, 208, 210)}
+
+
 def swap_scales(folder: Path, one: str, other: str) -> None:
-    """Two Q8_0 matrices of one shape exchange the scales of all their blocks (2 of every 34 bytes)."""
+    """Two matrices of one shape and type exchange the scales of all their blocks."""
     by_name = {tensor.name: tensor for tensor in _tensors(folder)}
     first, second = by_name[one], by_name[other]
-    assert first.shape == second.shape
+    assert (first.shape, first.type) == (second.shape, second.type)
+    size, begin, end = SCALES[first.type.lower()]
     data = bytearray((folder / "model.gguf").read_bytes())
-    for offset in range(0, first.end - first.start, 34):
-        a, b = first.start + offset, second.start + offset
-        data[a : a + 2], data[b : b + 2] = data[b : b + 2], data[a : a + 2]
+    for offset in range(0, first.end - first.start, size):
+        a, b = (slice(start + offset + begin, start + offset + end) for start in (first.start, second.start))
+        data[a], data[b] = data[b], data[a]
     _publish(folder, bytes(data))
+
+
+def zero_bytes(folder: Path, name: str, count: int) -> None:
+    """The first bytes of one matrix become 0: a block of its numbers."""
+    (tensor,) = (one for one in _tensors(folder) if one.name == name)
+    data = bytearray((folder / "model.gguf").read_bytes())
+    data[tensor.start : tensor.start + count] = bytes(count)
+    _publish(folder, bytes(data))
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """The tensors of a checkpoint's only file, changed in place by `change`."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    _rehash(folder, path.name, path.read_bytes())
 
 
 def _tensors(folder: Path) -> tuple[GgufTensor, ...]:
@@ -36,9 +62,13 @@ def _tensors(folder: Path) -> tuple[GgufTensor, ...]:
 
 def _publish(folder: Path, data: bytes) -> None:
     (folder / "model.gguf").write_bytes(data)
+    _rehash(folder, "model.gguf", data)
+
+
+def _rehash(folder: Path, name: str, data: bytes) -> None:
     manifest = read_manifest(folder)
     digest = hashlib.sha256(data).hexdigest()
     files = tuple(
-        replace(file, sha256=digest) if file.path == "model.gguf" else file for file in manifest.files
+        replace(file, sha256=digest, size=len(data)) if file.path == name else file for file in manifest.files
     )
     (folder / MANIFEST).write_bytes(encode_manifest(replace(manifest, files=files)))

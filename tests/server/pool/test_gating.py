@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,14 +84,31 @@ async def test_what_is_broken_is_rejected_and_never_served(cache: Path, tiny_cha
     await require_rejected(cache, model)
 
 
-async def require_rejected(cache: Path, model: Model) -> None:
+@pytest.mark.slow
+async def test_four_bits_that_are_broken_are_rejected_too(cache: Path, tiny_chat: Path) -> None:
+    """Their divergence alone could be that of a bad variant."""
+    model = tiny(tiny_chat, "q4_k_m")
+    folder = build(cache, tiny_chat, "q4_k_m")
+    whole = (folder / "model.gguf").read_bytes()
+    async with serving(cache, model) as pool, pool.acquire("m", wait_s=None) as lease:
+        assert lease.variant.label in ("passed", "degraded")
+    for harm in (
+        partial(swap_scales, one="blk.3.attn_k.weight", other="blk.9.attn_k.weight"),
+        partial(zero_block, block=7),
+    ):
+        harm(folder)
+        await require_rejected(cache, model, "max_times_rounding")
+        (folder / "model.gguf").write_bytes(whole)
+
+
+async def require_rejected(cache: Path, model: Model, why: str = "max_times_band") -> None:
     async with serving(cache, model) as pool:
         for _ in range(2):
-            with pytest.raises(VariantRejected, match="max_times_band"):
-                async with pool.acquire("m:q8_0", wait_s=None):
+            with pytest.raises(VariantRejected, match=why):
+                async with pool.acquire(f"m:{model.default}", wait_s=None):
                     pass
         assert pool.engines() == []
-        assert "rejects" in pool.choice(model, "auto").reasons["q8_0"]
+        assert "rejects" in pool.choice(model, "auto").reasons[model.default]
 
 
 class Answer(NamedTuple):
