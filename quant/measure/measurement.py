@@ -88,6 +88,16 @@ class Health(Struct, frozen=True, kw_only=True):
     source_loops: float
 
 
+class Structured(Struct, frozen=True, kw_only=True):
+    """Shares of greedy answers that have the form they were asked for, with no grammar that forces it."""
+
+    answers: int  # of each kind
+    json: float
+    source_json: float
+    calls: float
+    source_calls: float
+
+
 class Speed(Struct, frozen=True, kw_only=True):
     """Of the engine on the machine that measured it, beside whatever else ran there."""
 
@@ -155,6 +165,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     perplexities: tuple[Perplexity, ...] = ()
     greedy: Greedy | None = None
     health: Health | None = None
+    structured: Structured | None = None
     speed: Speed | None = None
     blocks: tuple[Block, ...] = ()
     rounding: Rounding | None = None

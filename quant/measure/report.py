@@ -205,6 +205,12 @@ def _distances(found: Measurement) -> Iterator[tuple[str, object]]:
         yield "greedy answers that are the source's", f"{greedy.same} of {greedy.answers}{others}"
     if health := found.health:
         yield "greedy answers that end in a loop", f"{health.loops:.0%} (source: {health.source_loops:.0%})"
+    if forms := found.structured:
+        yield (
+            "valid answers without a grammar",
+            f"JSON {forms.json:.0%} (source: {forms.source_json:.0%}), "
+            f"calls {forms.calls:.0%} (source: {forms.source_calls:.0%}), of {forms.answers} each",
+        )
     yield "NaN or infinity", "none" if found.finite else "yes"
 
 

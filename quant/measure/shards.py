@@ -2,6 +2,7 @@
 
 <cache>/references/<key>/00000.safetensors, 00001.safetensors, ...   what the source says
                          greedy.json                                 its answers without chance
+                         structured.json                             those to tasks of JSON and calls
 """
 
 from collections.abc import Iterator
@@ -96,6 +97,16 @@ class ReferenceShelf:
 
     def add_greedy(self, answers: tuple[Answer, ...]) -> None:
         replace_synced(self.folder / "greedy.json", msgspec.json.encode(answers))
+
+    def structured(self) -> tuple[Answer, ...]:
+        try:
+            data = (self.folder / "structured.json").read_bytes()
+            return msgspec.json.decode(data, type=tuple[Answer, ...])
+        except (OSError, msgspec.DecodeError):
+            return ()
+
+    def add_structured(self, answers: tuple[Answer, ...]) -> None:
+        replace_synced(self.folder / "structured.json", msgspec.json.encode(answers))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05}.safetensors"

@@ -95,6 +95,11 @@ class Asker:
             tokens += event.tokens
         return tuple(tokens)
 
+    async def greedy(self, prompt: Sequence[int], most: int, ends: Iterable[int]) -> tuple[int, ...]:
+        """An answer without chance; nothing where the prompt leaves no room for one."""
+        room = min(most, self.context - len(prompt))
+        return await self.write(prompt, room, ends=ends) if room > 0 else ()
+
     async def all(self, ask: Callable[[Item], Awaitable[Result]], items: Iterable[Item]) -> list[Result]:
         """As many at once as the engine takes; results in order."""
         turn = asyncio.Semaphore(self.at_once)

@@ -38,6 +38,7 @@ from quant.measure.measurement import (
     Reference,
     Rounding,
     Speed,
+    Structured,
     Worst,
     files_digest,
 )
@@ -52,6 +53,8 @@ from server.process.asking import Asker, NotFinite
 from server.process.client import EngineClient
 from server.process.orders import MeasureOrder
 from server.process.reference import GREEDY_TOKENS, SHARD, ReferenceMaker, perplexity_texts
+from server.process.structured import TASKS, TOKENS, is_valid, rates
+from server.text.tools import shown_tokens
 from server.types import Open
 
 SMALL_ERROR = 0.05  # of the mean divergence: then more text is not needed
@@ -222,6 +225,7 @@ class Measuring:
         self._tell("answers", 0, 1)
         ours = await asker.all(lambda answer: self._greedy(asker, answer), sources)
         greedy, health = _greedy_figures(ours, sources)
+        structured = await self._structured(asker)
         perplexities = await self._perplexities(asker)
         worst = await self._worst(sources, ours)
         await self.maker.rest()
@@ -236,16 +240,35 @@ class Measuring:
             perplexities=perplexities,
             greedy=greedy,
             health=health,
+            structured=structured,
             speed=speed,
             blocks=blocks,
             worst=worst,
             seconds=round(time.monotonic() - self.began, 1),
         )
 
-    async def _greedy(self, asker: Asker, answer: Answer) -> tuple[int, ...]:
-        ends = (await self.maker.text()).end_ids
-        most = min(GREEDY_TOKENS, asker.context - len(answer.prompt_tokens))
-        return await asker.write(answer.prompt_tokens, most, ends=ends)
+    async def _greedy(self, asker: Asker, answer: Answer, most: int = GREEDY_TOKENS) -> tuple[int, ...]:
+        return await asker.greedy(answer.prompt_tokens, most, (await self.maker.text()).end_ids)
+
+    async def _structured(self, asker: Asker) -> Structured:
+        sources = await self.maker.structured()
+        ours = await asker.all(lambda answer: self._greedy(asker, answer, TOKENS), sources)
+        mine, theirs = [await self._rates(one) for one in (ours, [answer.tokens for answer in sources])]
+        return Structured(
+            answers=len(TASKS) // 2,
+            json=mine[0],
+            source_json=theirs[0],
+            calls=mine[1],
+            source_calls=theirs[1],
+        )
+
+    async def _rates(self, answers: Sequence[Sequence[int]]) -> tuple[float, float]:
+        text, valid = await self.maker.text(), []
+        for task, tokens in zip(TASKS, answers, strict=True):
+            decoder = text.detokenizer(shown=shown_tokens(text.vocabulary))
+            answer = decoder.push(tuple(tokens)) + decoder.flush()
+            valid.append(is_valid(task, answer, text))
+        return rates(valid)
 
     async def _perplexities(self, asker: Asker) -> tuple[Perplexity, ...]:
         self._tell("perplexity", 0, 1)

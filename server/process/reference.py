@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from quant.store import VariantStore
 from server.process.asking import Asker
 from server.process.client import EngineClient
 from server.process.orders import MeasureOrder
+from server.process.structured import TASKS, TOKENS, prompt_of
 from server.text.model import TextModel
 from server.types import Open
 
@@ -107,6 +109,19 @@ class ReferenceMaker:
                 asker = await self._ask()
                 found = tuple(await asker.all(self._greedy, (await self.prompts())[:GREEDY_PROMPTS]))
                 self.shelf.add_greedy(found)
+        return found
+
+    async def structured(self) -> tuple[Answer, ...]:
+        """Answers to the tasks of server.process.structured, as far as their prompts fit."""
+        if len(found := self.shelf.structured()) != len(TASKS):
+            with self.shelf.extending():
+                asker, text = await self._ask(), await self.text()
+                asked = [
+                    Asked(number, task.prompt, tuple(await prompt_of(task, text)))
+                    for number, task in enumerate(TASKS)
+                ]
+                found = tuple(await asker.all(partial(self._greedy, most=TOKENS), asked))
+                self.shelf.add_structured(found)
         return found
 
     async def surprises(self, texts: dict[str, Text]) -> dict[str, float]:
@@ -207,11 +222,10 @@ class ReferenceMaker:
         found = await asker.all(lambda chunk: asker.expected(chunk, self._kept), text.chunks)
         return Scored(text, tuple(found))
 
-    async def _greedy(self, asked: Asked) -> Answer:
+    async def _greedy(self, asked: Asked, most: int = GREEDY_TOKENS) -> Answer:
+        """Nothing, where the prompt leaves no room."""
         asker = await self._ask()
-        ends = (await self.text()).end_ids
-        most = min(GREEDY_TOKENS, asker.context - len(asked.tokens))
-        found = await asker.write(asked.tokens, most, ends=ends)
+        found = await asker.greedy(asked.tokens, most, (await self.text()).end_ids)
         return Answer(prompt=asked.number, prompt_tokens=asked.tokens, tokens=found)
 
     async def _corpus_tokens(self) -> Corpus:
