@@ -9,9 +9,29 @@ import pytest
 
 from server.api.openapi.document import api_routes, body_of, document
 from server.api.openapi.table import OPERATIONS
+from server.api.schema.admin import PullRequest, QuantizeRequest
 from server.api.schema.base import Body
+from server.api.schema.chat import ChatRequest
+from server.api.schema.completions import CompletionRequest
+from server.api.schema.embeddings import EmbeddingRequest
+from server.api.schema.messages import CountTokensRequest, MessagesRequest
+from server.api.schema.responses import ResponsesRequest
+from server.api.schema.structured import Structured
+from server.api.schema.tokens import DetokenizeRequest, TokenizeRequest
 from tests.server.api.support import application, client
 
+PARTS: dict[type[Body], str] = {  # where docs/api.md has the rows of a request
+    ChatRequest: "POST /v1/chat",
+    CompletionRequest: "POST /v1/completions",
+    ResponsesRequest: "POST /v1/responses",
+    MessagesRequest: "POST /v1/messages",
+    CountTokensRequest: "POST /v1/messages",
+    EmbeddingRequest: "POST /v1/embeddings",
+    TokenizeRequest: "POST /tokenize",
+    DetokenizeRequest: "POST /tokenize",
+    QuantizeRequest: "/quantize",
+    PullRequest: "/quantize",
+}
 API = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 
 
@@ -91,25 +111,33 @@ async def test_the_page_needs_no_other_machine(http: httpx.AsyncClient) -> None:
     assert not re.search(r"<script|src=|https?://", response.text)
 
 
-def parameters() -> set[str]:
-    pending, names = [Body], set()
-    while pending:
-        kind = pending.pop()
-        pending += kind.__subclasses__()
-        if kind.__module__.startswith("server."):  # other tests make bodies of their own
-            names |= set(kind.model_fields)
-    return names
-
-
 @pytest.mark.parametrize("path", sorted({path for _, path in OPERATIONS}))
 def test_every_route_has_a_place_in_the_documentation(path: str) -> None:
     assert re.search(rf"^(#|\|).*{re.escape(path)}(?![\w/])", API, re.MULTILINE)
 
 
-def test_every_parameter_has_a_row_in_the_documentation() -> None:
-    rows = {
-        name
-        for row in re.findall(r"^\| (`.*?) \|", API, re.MULTILINE)
-        for name in re.findall(r"`(\w+)[^`]*`", row)
-    }
-    assert not parameters() - rows
+@pytest.mark.parametrize("kind", PARTS)
+def test_every_parameter_has_a_row_in_its_part_of_the_documentation(kind: type[Body]) -> None:
+    """What chat has, too, may be referred to."""
+    [part] = [part for part in API.split("\n## ") if part.startswith(PARTS[kind])]
+    [chat] = [part for part in API.split("\n## ") if part.startswith(PARTS[ChatRequest])]
+    referred = rows_of(chat) if re.search(r"those of\s+chat", part) and kind is not ChatRequest else {"model"}
+    assert not names_of(kind) - rows_of(part) - (referred & names_of(Structured))
+
+
+async def test_no_request_is_missed(tmp_path: Path) -> None:
+    async with application(tmp_path) as app:
+        assert {body_of(route) for route in api_routes(app)} - {None} == {*PARTS}
+
+
+def names_of(kind: type[Body]) -> set[str]:
+    """With the other names that fields have."""
+    found = set(kind.model_fields)
+    for info in kind.model_fields.values():
+        found |= {name for name in getattr(info.validation_alias, "choices", ()) if isinstance(name, str)}
+    return found
+
+
+def rows_of(part: str) -> set[str]:
+    rows = re.findall(r"^\| (`.*?) \|", part, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(\w+)[^`]*`", row)}
