@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from quant.gguf.mixture import BASES
-from quant.recipe import GgufRecipe
+from quant.recipe import Recipe
 from quant.search.allocate import Choice, best, smallest
 from quant.search.evidence import Evidence, Probe, Try
-from quant.search.space import ERRORS, LADDER, Preset, Space, recipe_of
+from quant.search.space import ERRORS, Preset, Space
 from quant.search.target import Target
 
 BEYOND = 1.5  # times the limit: then smaller presets are not tried
@@ -30,7 +29,7 @@ DOUBT = 2.0  # standard errors
 class TryRecipe:
     """Build and measure it."""
 
-    recipe: str | GgufRecipe  # a preset's name, or a mixture
+    recipe: str | Recipe  # a preset's name, or a mixture
     stage: Literal["preset", "mixture"]
 
 
@@ -129,7 +128,7 @@ def _alone(target: Target, space: Space, evidence: Evidence) -> Step | None:
     kind = probe_type(target, space, evidence)
     for group in space.groups:
         if group.name not in known:
-            return ProbeTypes({group.name: kind if kind in group.ladder else _narrow(kind)})
+            return ProbeTypes({group.name: group.like(kind)})
     return None
 
 
@@ -147,19 +146,14 @@ def probe_type(target: Target, space: Space, evidence: Evidence) -> str:
     be made of it and its neighbours."""
     for preset in space.presets:
         found = evidence.named(preset.name)
-        base = BASES.get(preset.name, preset.name)
-        if base not in LADDER:
+        if preset.kind is None:
             continue
         if target.max_kl is None:
             if preset in presets_in_reach(target, space):
-                return base
+                return preset.kind
         elif found is not None and not target.met_by(found):
-            return base
+            return preset.kind
     return "q4_k"
-
-
-def _narrow(kind: str) -> str:
-    return {"f16": "f16", "q8_0": "q8_0", "q6_k": "q5_1", "q5_k": "q5_0"}.get(kind, "iq4_nl")
 
 
 # -- mixtures -------------------------------------------------------------------------------------
@@ -174,7 +168,7 @@ def choices(space: Space, evidence: Evidence) -> dict[str, list[Choice]]:
         at = ERRORS[probe.types[group.name]]
         loss = max(probe.kl.value, probe.kl.error, 1e-9)
         found[group.name] = [
-            Choice(kind, group.bytes(kind), loss * ERRORS[kind] / at) for kind in group.ladder
+            Choice(kind, group.sizes[kind], loss * ERRORS[kind] / at) for kind in group.ladder
         ]
     return found
 
@@ -249,7 +243,7 @@ def carried_over(space: Space, evidence: Evidence) -> float:
     pairs = [
         (found, probe)
         for probe in evidence.mixtures
-        if (found := evidence.named(recipe_of(probe.types, space.groups).name)) is not None
+        if (found := evidence.named(space.recipe(probe.types).name)) is not None
     ]
     ratios = [found.kl.value / max(probe.kl.value, 1e-9) for found, probe in pairs]
     return min(4.0, max(0.25, *ratios)) if ratios else 1.0
@@ -268,7 +262,7 @@ def _probe_of(evidence: Evidence, types: Mapping[str, str]) -> Probe | None:
 
 
 def _built_once(types: Mapping[str, str], space: Space, evidence: Evidence) -> Step | None:
-    recipe = recipe_of(types, space.groups)
+    recipe = space.recipe(types)
     return None if evidence.named(recipe.name) else TryRecipe(recipe, "mixture")
 
 

@@ -2,7 +2,6 @@
 
 <cache>/searches/<key>/alone.json     what groups cost alone: for every target
                        <target>.json  what was tried for one target
-                       probe.gguf     the mixture that is being scored
 """
 
 from collections.abc import Iterator
@@ -30,19 +29,12 @@ class SearchShelf:
         self._own = self.folder / f"{canonical_digest(msgspec.to_builtins(target))[:16]}.json"
         self._lock = cache / "locks" / f"search-{key}"
 
-    @property
-    def probe(self) -> Path:
-        return self.folder / "probe.gguf"
-
     @contextmanager
     def held(self) -> Iterator[None]:
-        """One process searches at a time; what a killed one left is removed."""
+        """One process searches at a time."""
         with lock_file(self._lock):
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                yield
-            finally:
-                self.probe.unlink(missing_ok=True)
+            yield
 
     def load(self) -> Evidence:
         own = _read(self._own)

@@ -1,25 +1,17 @@
-"""The recipes among which a search chooses: llama.cpp's presets, and a tensor type for each group of weights.
+"""The recipes among which a search chooses: presets of one format, and a type for each group of weights.
 
 A group is what one kernel call of a fused engine reads together (queries, keys and values; gate and up),
 in one block or, where a model has more blocks than sensitivities are to be measured, in several neighbours.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 from types import MappingProxyType
 from typing import TypeVar
 
-from quant.errors import BadSource
-from quant.gguf.header import GgufHeader
-from quant.gguf.mixture import Stack, row_bytes, tensor_type
-from quant.recipe import GgufRecipe
-
-PRESETS = (
-    *("q8_0", "q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_0", "q4_1", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs"),
-    *("q4_0", "q3_k_l", "q3_k_m", "iq3_s", "q3_k_s", "q2_k"),
-)
-"""Those that need no importance matrix."""
+from quant.recipe import Recipe
 
 # Mean squared error of each type on numbers from a normal distribution, as llama.cpp rounds them, relative to
 # the numbers' own mean square (tests/quant/search/test_errors.py rounds them again).
@@ -37,46 +29,51 @@ ERRORS: Mapping[str, float] = MappingProxyType(
         "q4_1": 6.1e-3,
         "q3_k": 2.3e-2,
         "q2_k": 8.8e-2,
+        "int8": 6e-5,  # a scale a row
+        "int4": 1.1e-2,  # a scale for 128 columns
+        "keep": 1e-8,  # as the source has it
     }
 )
-LADDER = ("f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "q2_k")
-NARROW_LADDER = ("f16", "q8_0", "q5_1", "q5_0", "iq4_nl")  # rows that are no multiple of 256
-WIDE_BLOCK = 256
 FUSED: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv"), "attn_qkv"),
         **dict.fromkeys(("ffn_gate", "ffn_up"), "ffn_gate_up"),
         **dict.fromkeys(("ffn_gate_exps", "ffn_up_exps"), "ffn_gate_up_exps"),
+        **{f"self_attn.{role}_proj": "self_attn.qkv_proj" for role in ("q", "k", "v", "qkv")},
+        **{f"mlp.{role}_proj": "mlp.gate_up_proj" for role in ("gate", "up", "gate_up")},
     }
 )
+BLOCKS_A_PATTERN, ROLES_A_PATTERN = 30, 3  # a pattern has 200 characters at most
 Item = TypeVar("Item")
-_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
-_KEPT = re.compile(r"_norm\.weight$|ffn_gate_inp|position_embd|token_types|ssm_conv1d|shortconv")
-BLOCKS_A_PATTERN, ROLES_A_PATTERN = 30, 3
+_PLACE = re.compile(r"(.*?)\.(\d+)\.(.*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Matrices that get one type. `shapes`: (rows, columns) of each."""
+    """Matrices that get one type. `sizes`: their bytes by type, from the nearest to the coarsest."""
 
     name: str  # "attn_qkv of blocks 0 to 2", "token_embd"
     tensors: tuple[str, ...]
-    shapes: tuple[tuple[int, int], ...]
+    weights: int
+    sizes: Mapping[str, int]
 
     @property
     def ladder(self) -> tuple[str, ...]:
-        """Types that fit, from the nearest to the coarsest."""
-        wide = all(columns % WIDE_BLOCK == 0 for _, columns in self.shapes)
-        return LADDER if wide else NARROW_LADDER
+        return tuple(self.sizes)
 
-    def bytes(self, kind: str) -> int:
-        return sum(rows * row_bytes(kind, columns) for rows, columns in self.shapes)
+    def like(self, kind: str) -> str:
+        """The type of the ladder whose errors are nearest to those of `kind`."""
+        return min(self.sizes, key=lambda one: (abs(log(ERRORS[one] / ERRORS[kind])), one))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     name: str
     bytes: int  # of the whole variant, predicted
+    kind: str | None = None  # the type of a ladder that it is made of, for the most part
+
+
+Make = Callable[[Mapping[str, str], Sequence[Group]], Recipe]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,119 +82,78 @@ class Space:
     presets: tuple[Preset, ...]  # from large to small
     fixed: int  # bytes of a variant beside the groups: vocabulary, norms, tokenizer
     elements: int  # weights of the source
+    make: Make  # the recipe of a mixture: a type by group
+    words: str  # what is searched
 
     def bytes(self, types: Mapping[str, str]) -> int:
-        return self.fixed + sum(group.bytes(types[group.name]) for group in self.groups)
+        return self.fixed + sum(group.sizes[types[group.name]] for group in self.groups)
 
-    @property
-    def words(self) -> str:
-        return (
-            f"presets {', '.join(one.name for one in self.presets)}; mixtures of {', '.join(LADDER)} "
-            f"(of {', '.join(NARROW_LADDER)} where rows are no multiple of {WIDE_BLOCK}) "
-            f"over {len(self.groups)} groups of weights"
-        )
+    def recipe(self, types: Mapping[str, str]) -> Recipe:
+        return self.make(types, self.groups)
 
 
-def space_of(header: GgufHeader, *, fixed: int, most_groups: int) -> Space:
-    """Of a float GGUF file; `fixed`: bytes beside its tensors' own. Raises BadSource."""
-    weights = {
-        tensor.name: (tensor.elements // tensor.shape[0], tensor.shape[0])
-        for tensor in header.tensors
-        if len(tensor.shape) > 1 and tensor.name.endswith(".weight") and not _KEPT.search(tensor.name)
-    }
-    if not weights:
-        raise BadSource("the source has no matrices that could be quantized")
-    kept = sum(4 * one.elements for one in header.tensors if one.name not in weights)
-    stack = _stack(header, weights)
-    presets = [
-        Preset(name=name, bytes=fixed + kept + _preset_bytes(name, weights, stack)) for name in PRESETS
-    ]
-    return Space(
-        groups=tuple(_groups(weights, most_groups)),
-        presets=tuple(sorted(presets, key=lambda one: (-one.bytes, one.name))),
-        fixed=fixed + kept,
-        elements=sum(one.elements for one in header.tensors),
-    )
+def from_large(presets: Iterable[Preset]) -> tuple[Preset, ...]:
+    return tuple(sorted(presets, key=lambda one: (-one.bytes, one.name)))
 
 
-def recipe_of(types: Mapping[str, str], groups: Sequence[Group]) -> GgufRecipe:
-    """As few overrides as may be: the type that most weights have is the file's own."""
-    tensors = {name: types[group.name] for group in groups for name in group.tensors}
+def main_kind(types: Mapping[str, str], groups: Sequence[Group], without: str) -> str | None:
+    """The type that most weights have, `without` one that no recipe can be named for."""
     weights = dict.fromkeys(types.values(), 0)
     for group in groups:
-        weights[types[group.name]] += sum(rows * columns for rows, columns in group.shapes)
-    weights.pop("f16", None)  # no file of a float type takes overrides
-    base = max(weights, key=lambda kind: (weights[kind], kind)) if weights else "q8_0"
-    patterns = [
+        weights[types[group.name]] += group.weights
+    weights.pop(without, None)
+    return max(weights, key=lambda kind: (weights[kind], kind)) if weights else None
+
+
+def overrides_of(types: Mapping[str, str], groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """(pattern, type): each tensor is matched by one pattern."""
+    kinds = {name: types[group.name] for group in groups for name in group.tensors}
+    return [
         (pattern, kind)
-        for kind in dict.fromkeys(tensors.values())
-        for pattern in patterns_of([name for name in tensors if tensors[name] == kind])
+        for kind in dict.fromkeys(kinds.values())
+        for pattern in patterns_of([name for name in kinds if kinds[name] == kind])
     ]
-    return GgufRecipe(type=FILE_TYPE.get(base, base), overrides=tuple(patterns))
-
-
-FILE_TYPE: Mapping[str, str] = MappingProxyType({"q5_k": "q5_k_s", "q4_k": "q4_k_s", "q3_k": "q3_k_s"})
 
 
 def patterns_of(tensors: Iterable[str]) -> list[str]:
-    """Regular expressions that match these tensors and no others, by role."""
-    roles: dict[str, list[str]] = {}
+    """Regular expressions that match these names and no others: blocks that have the same roles are one."""
+    roles: dict[tuple[str, str], list[str]] = {}
     plain = []
     for name in tensors:
-        if match := _BLOCK.fullmatch(name):
-            roles.setdefault(match[2], []).append(match[1])
+        if match := _PLACE.fullmatch(name):
+            roles.setdefault((match[1], match[3]), []).append(match[2])
         else:
             plain.append(f"^{re.escape(name)}$")
-    by_blocks: dict[tuple[str, ...], list[str]] = {}
-    for role, blocks in roles.items():
-        for some in _some(blocks, BLOCKS_A_PATTERN):
-            by_blocks.setdefault(some, []).append(role)
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (stem, role), blocks in roles.items():
+        for some in in_parts(blocks, BLOCKS_A_PATTERN):
+            alike.setdefault((stem, some), []).append(role)
     return plain + [
-        rf"^blk\.({'|'.join(blocks)})\.({'|'.join(some)})\.weight$"
-        for blocks, roles_of in by_blocks.items()
-        for some in _some(roles_of, ROLES_A_PATTERN)
+        rf"^{re.escape(stem)}\.({'|'.join(blocks)})\.({'|'.join(map(re.escape, some))})$"
+        for (stem, blocks), those in alike.items()
+        for some in in_parts(those, ROLES_A_PATTERN)
     ]
 
 
-def _groups(weights: Mapping[str, tuple[int, int]], most: int) -> Iterable[Group]:
+def grouped(
+    names: Iterable[str], role_of: Callable[[str], str], most: int
+) -> Iterator[tuple[str, list[str]]]:
+    """(label, names), by fused role and block; neighbouring blocks together if that were more than `most`."""
     fused: dict[str, dict[int, list[str]]] = {}
-    for name in weights:
-        match = _BLOCK.fullmatch(name)
+    for name in names:
+        match = _PLACE.fullmatch(name)
         if match is None:
-            yield Group(name=name.removesuffix(".weight"), tensors=(name,), shapes=(weights[name],))
+            yield role_of(name), [name]
             continue
-        role = FUSED.get(match[2], match[2])
-        fused.setdefault(role, {}).setdefault(int(match[1]), []).append(name)
+        role = role_of(match[3])
+        fused.setdefault(FUSED.get(role, role), {}).setdefault(int(match[2]), []).append(name)
     for role, blocks in fused.items():
         wide = -(-len(blocks) * len(fused) // max(most, 1))
-        for some in _some(sorted(blocks), wide):
-            names = tuple(name for block in some for name in blocks[block])
+        for some in in_parts(sorted(blocks), wide):
             label = f"block {some[0]}" if len(some) == 1 else f"blocks {some[0]} to {some[-1]}"
-            yield Group(
-                name=f"{role} of {label}", tensors=names, shapes=tuple(weights[name] for name in names)
-            )
+            yield f"{role} of {label}", [name for block in some for name in blocks[block]]
 
 
-def _preset_bytes(name: str, weights: Mapping[str, tuple[int, int]], stack: Stack) -> int:
-    return sum(
-        rows * row_bytes(tensor_type(name, tensor, columns, stack), columns)
-        for tensor, (rows, columns) in weights.items()
-    )
-
-
-def _stack(header: GgufHeader, weights: Mapping[str, tuple[int, int]]) -> Stack:
-    def number(key: str, otherwise: int) -> int:
-        value = header.metadata.get(f"{header.architecture}.{key}")
-        return value if isinstance(value, int) and value > 0 else otherwise
-
-    heads = number("attention.head_count", 1)
-    return Stack(
-        layers=number("block_count", 1),
-        shared_heads=max(1, heads // number("attention.head_count_kv", heads)),
-        tied="output.weight" not in weights,
-    )
-
-
-def _some(items: Sequence[Item], most: int) -> Iterator[tuple[Item, ...]]:
+def in_parts(items: Sequence[Item], most: int) -> Iterator[tuple[Item, ...]]:
     for start in range(0, len(items), most):
         yield tuple(items[start : start + most])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from math import isfinite
+from typing import Literal
 
 from msgspec import Struct
 
@@ -17,6 +18,7 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_kl: float | None = None  # mean, nats a token: the smallest recipe is wanted
     max_bytes: int | None = None  # of the variant's files: the recipe nearest to the source is wanted
     target_bpw: float | None = None  # bits a weight at most, the same
+    format: Literal["gguf", "compressed-tensors"] = "gguf"  # of the mixtures
 
     @property
     def words(self) -> str:
@@ -42,15 +44,19 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def parse_target(value: Mapping[str, object]) -> Target:
     """{"max_kl": 0.02} and the like. Raises BadRecipe."""
-    if len(value) != 1 or next(iter(value)) not in FIELDS:
+    limits = {name: number for name, number in value.items() if name != "format"}
+    if len(limits) != 1 or next(iter(limits)) not in FIELDS:
         raise BadRecipe(f"a target is one of {', '.join(FIELDS)}, with a number")
-    ((name, number),) = value.items()
+    form = value.get("format", "gguf")
+    if form not in ("gguf", "compressed-tensors"):
+        raise BadRecipe("the format of a target is gguf or compressed-tensors")
+    ((name, number),) = limits.items()
     if isinstance(number, bool) or not isinstance(number, int | float) or not isfinite(number) or number <= 0:
         raise BadRecipe(f"{name} is a number above 0")
     if name == "max_kl":
-        return Target(max_kl=float(number))
+        return Target(max_kl=float(number), format=form)
     if name == "target_bpw":
-        return Target(target_bpw=float(number))
+        return Target(target_bpw=float(number), format=form)
     if number != int(number):
         raise BadRecipe("max_bytes is a whole number")
-    return Target(max_bytes=int(number))
+    return Target(max_bytes=int(number), format=form)

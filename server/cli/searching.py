@@ -16,13 +16,15 @@ from server.settings import Settings
 
 
 def read_target(text: str) -> Target:
-    """ "max_kl=0.02". Raises BadRecipe."""
-    name, _, number = text.partition("=")
-    try:
-        value = float(number)
-    except ValueError as error:
-        raise BadRecipe("a target is a name and a number, as in max_kl=0.02") from error
-    return parse_target({name.strip(): value})
+    """ "max_kl=0.02", or "max_kl=0.02,format=compressed-tensors". Raises BadRecipe."""
+    fields: dict[str, object] = {}
+    for part in text.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        try:
+            fields[name] = value if name == "format" else float(value)
+        except ValueError as error:
+            raise BadRecipe("a target is a name and a number, as in max_kl=0.02") from error
+    return parse_target(fields)
 
 
 def run_search(

@@ -132,7 +132,9 @@ class Jobs:
             recipe_digest=canonical_digest(spec),
         )
         if self._pending(record) is None:
-            await preflight(self.sources, self._store, model, parse_recipe(PLAINEST), again=True)
+            await preflight(
+                self.sources, self._store, model, parse_recipe(PLAINEST[target.format]), again=True
+            )
         return self.add(record)
 
     def add(self, record: JobRecord) -> Job:

@@ -6,22 +6,21 @@ from server.errors import RequestError
 from server.process.orders import SearchOrder
 from server.settings import Settings
 
-BACKEND = "llama"  # mixtures are GGUF files
-PLAINEST = "q8_0"  # a source that cannot become this cannot become any mixture
+BACKENDS = {"gguf": "llama", "compressed-tensors": "compressed"}
+PLAINEST = {"gguf": "q8_0", "compressed-tensors": "w8a16"}  # what cannot become this becomes no mixture
 
 
 def search_order(settings: Settings, model: Model, target: Target) -> SearchOrder:
-    """Raises RequestError for a model that something else than llama.cpp serves."""
-    if model.backend not in {"auto", BACKEND}:
+    """Raises RequestError for a model whose backend opens no such mixtures."""
+    if model.backend not in {"auto", BACKENDS[target.format]}:
         raise RequestError(
-            f"target: mixtures are GGUF files, which {model.backend} does not open", param="target"
+            f"target: mixtures are {target.format} files, which {model.backend} does not open", param="target"
         )
     return SearchOrder(
         cache=str(settings.cache),
         source=model.source,
         revision=model.revision,
         target=target,
-        backend=BACKEND,
         context=model.context,
         default_context=settings.default_context,
         parallel=model.parallel,

@@ -34,7 +34,6 @@ class SearchOrder(Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str  # folder, .gguf file or hub id
     revision: str | None = None
     target: Target
-    backend: str = "llama"
     context: int | None = None  # tokens of one request, as models.yaml has it
     default_context: int  # where it says nothing
     parallel: int = 8

@@ -63,8 +63,7 @@ async def search(order: SearchOrder, reporter: Reporter) -> Found:
     source = open_source(
         order.source, cache=store.cache, revision=order.revision, progress=reporter.progress, local_only=True
     )
-    async with Searching(order, source, store, reporter) as searching:
-        return await searching.run()
+    return await Searching(order, source, store, reporter).run()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """The effects of a search: mixtures are scored, recipes built and measured, as quant.search decides."""
 
-import asyncio
-import json
-from contextlib import AsyncExitStack, suppress
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -11,72 +8,57 @@ from msgspec.structs import replace
 
 from quant.errors import BuildFailed, UnknownVariant, VariantInUse
 from quant.gguf.header import GgufHeader, read_header
-from quant.gguf.kquant import quantize
 from quant.measure.estimate import mean
 from quant.measure.figures import figure
 from quant.measure.measurement import Figure, Measurement, read_measurement
 from quant.measure.score import Answered, Expected, Reference, compare_answers
 from quant.measure.text import Chunk, Text
-from quant.plan import BUILDER_VERSION, require_buildable
+from quant.plan import BUILDER_VERSION, TORCH_BUILDER_VERSION, require_buildable
 from quant.progress import Progress
-from quant.recipe import GgufRecipe, parse_recipe
+from quant.recipe import Recipe, parse_recipe
 from quant.search.decide import Confirm, ProbeTypes, Stop, TryRecipe, next_step
 from quant.search.evidence import Evidence, Probe, Try
 from quant.search.found import Found, found_of
+from quant.search.gguf_space import gguf_space
 from quant.search.shelf import SearchShelf
-from quant.search.space import PRESETS, Space, patterns_of, recipe_of, space_of
+from quant.search.space import Space
+from quant.search.torch_space import torch_space
 from quant.source import Source
 from quant.store import Variant, VariantStore
+from server.backends import registry
 from server.pool.builds import Order, run_child
 from server.pool.opening import gguf_context, own_context, served_context
 from server.process.asking import Asker, NotFinite
 from server.process.builder import Reporter
 from server.process.client import EngineClient
 from server.process.orders import MeasureOrder, SearchOrder
+from server.process.probing import Quiet, built, gguf_probe, torch_probe
 from server.process.reference import SHARD, ReferenceMaker
-from server.process.reports import BuildReport
 from server.types import Open
 
 FAR = 1e3  # nats: what counts for a file that computes no numbers
-ANY_RECIPE = "q8_0"
-
-
-class Quiet:
-    """The watch of a child whose own progress nobody sees."""
-
-    def report(self, report: BuildReport) -> None: ...
-
-    def said(self, lines: object) -> None: ...
+PLAINEST = {"gguf": "q8_0", "compressed-tensors": "w8a16"}  # what cannot become this becomes no mixture
 
 
 class Searching:
-    """Use it in an `async with` block."""
-
     def __init__(self, order: SearchOrder, source: Source, store: VariantStore, reporter: Reporter) -> None:
         self.order, self.source, self.store, self.reporter = order, source, store, reporter
-        self._stack = AsyncExitStack()
         self._texts: list[tuple[Chunk, Expected]] = []
         self._context = 0
         self._base = Path()
 
-    async def __aenter__(self) -> "Searching":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
-
     async def run(self) -> Found:
-        require_buildable(self.source, parse_recipe(ANY_RECIPE))
+        """Raises BadRecipe, BadSource, BuildFailed."""
+        require_buildable(self.source, parse_recipe(PLAINEST[self.order.target.format]))
         space = await self._prepare()
-        what = [self.source.digest, BUILDER_VERSION, self._context, self.order.texts, _names(space)]
-        shelf = SearchShelf(self.store.cache, what, self.order.target)
+        shelf = SearchShelf(self.store.cache, self._what(space), self.order.target)
         with shelf.held():
             evidence = self._with_known(shelf.load())
             while not isinstance(step := next_step(self.order.target, space, evidence), Stop):
                 self._tell(space, evidence)
                 match step:
                     case ProbeTypes(types):
-                        kl = await self._score(_probe_recipe(dict(types), space), shelf.probe)
+                        kl = await self._scored(dict(types), space, shelf.folder)
                         size = space.bytes(types) if len(types) == len(space.groups) else 0
                         evidence = evidence.with_probe(Probe(types=dict(types), bytes=size, kl=kl))
                     case TryRecipe(recipe, stage):
@@ -94,27 +76,33 @@ class Searching:
     async def _prepare(self) -> Space:
         """The source as one float GGUF file, and what it says of the search's texts."""
         self.reporter.progress(Progress("reference", 0, 1, ""))
-        order = self._measure_order(key="", texts=self.order.texts, context=self.order.context or 0)
-        maker = ReferenceMaker(order, self.source, self.store)
-        folder = maker.files.is_dir()
-        own = own_context(maker.files) if folder else gguf_context(maker.files)
+        order = self._measure_order("llama", texts=self.order.texts, context=self.order.context or 0)
+        files = ReferenceMaker(order, self.source, self.store).files
+        own = own_context(files) if files.is_dir() else gguf_context(files)
         self._context = served_context(self.order.context, own, self.order.default_context)
-        maker = ReferenceMaker(replace(order, context=self._context), self.source, self.store)
-        async with maker:
+        async with ReferenceMaker(replace(order, context=self._context), self.source, self.store) as maker:
             for number in range(-(-self.order.texts // SHARD)):
                 shard = await maker.shard(number)
                 assert shard is not None, "a source never tires of writing"
                 reference = shard.reference
                 self._texts += zip(reference.text.chunks, reference.chunks, strict=True)
-        self._base = maker.files / "model.gguf" if folder else maker.files
+        self._base = files / "model.gguf" if files.is_dir() else files
+        if self.order.target.format == "compressed-tensors":
+            return torch_space(self.source, most_groups=self.order.groups)
         header = read_header(self._base)
-        return space_of(header, fixed=self._fixed(header, maker.files), most_groups=self.order.groups)
+        return gguf_space(header, fixed=self._fixed(header, files), most_groups=self.order.groups)
 
     def _fixed(self, header: GgufHeader, files: Path) -> int:
         """Bytes of a variant beside its tensors: the file's header, tokenizer and template."""
         tensors = sum(one.end - one.start for one in header.tensors)
         found = self.store.find(files.name) if files.is_dir() else None
         return (found.manifest.bytes if found else self._base.stat().st_size) - tensors
+
+    def _what(self, space: Space) -> list[object]:
+        """All that figures depend on, but for the target."""
+        versions = [BUILDER_VERSION, TORCH_BUILDER_VERSION]
+        names = [group.name for group in space.groups]
+        return [self.source.digest, versions, self._context, self.order.texts, names]
 
     def _with_known(self, evidence: Evidence) -> Evidence:
         """What was measured before counts as tried."""
@@ -134,14 +122,20 @@ class Searching:
 
     # -- steps ------------------------------------------------------------------------------------
 
-    async def _score(self, recipe: GgufRecipe, target: Path) -> Figure:
-        """Mean divergence of the source under `recipe`, through the engine, on the search's texts."""
-        work = partial(quantize, self._base, target, recipe, progress=_ignore, threads=self.order.threads)
-        await asyncio.to_thread(work)
+    async def _scored(self, types: dict[str, str], space: Space, folder: Path) -> Figure:
+        """Mean divergence of a mixture, or of one group alone, on the search's texts."""
+        if self.order.target.format == "gguf":
+            async with gguf_probe(types, space, self._base, folder, self.order.threads) as path:
+                return await self._divergence(path, "llama")
+        async with torch_probe(types, space, self.source.path, folder) as path:
+            return await self._divergence(path, registry.for_format("compressed-tensors").name)
+
+    async def _divergence(self, path: Path, backend: str) -> Figure:
+        """Through the engine that would serve it."""
         engine = await EngineClient.start(
             Open(
-                backend=self.order.backend,
-                variant=str(target),
+                backend=backend,
+                variant=str(path),
                 context=self._context,
                 parallel=self.order.parallel,
                 threads=self.order.threads,
@@ -154,16 +148,14 @@ class Searching:
             return Figure(FAR, FAR)
         finally:
             await engine.stop()
-            target.unlink(missing_ok=True)
         parts = [
             compare_answers([answer], _one(chunk, expected))
             for answer, (chunk, expected) in zip(answers, self._texts, strict=True)
         ]
         return figure(mean([chunk for part in parts for chunk in part.divergence]))
 
-    async def _tried(self, recipe: str | GgufRecipe) -> Try:
-        spec = recipe if isinstance(recipe, str) else dict(recipe.spec)
-        variant = await self._built(spec)
+    async def _tried(self, recipe: str | Recipe) -> Try:
+        variant = await self._built(recipe)
         found = self._usable(variant)
         if found is None:
             found = await self._measured(variant, texts=self.order.measured_texts)
@@ -172,36 +164,29 @@ class Searching:
     async def _confirmed(self, key: str, evidence: Evidence) -> Try:
         """The winner, measured with all that a report shows."""
         (known,) = (one for one in evidence.tries if one.key == key)
-        variant = await self._built(known.recipe)
+        variant = self.store.find(key) or await self._built(parse_recipe(known.recipe))
         found = self._usable(variant)
         if found is None or found.speed is None:
             found = await self._measured(variant, texts=None)
         return replace(_try_of(variant, found), full=True)
 
-    async def _built(self, spec: object) -> Variant:
-        """Raises BuildFailed."""
-        options = {
-            "--cache": self.store.cache,
-            "--source": self.order.source,
-            "--revision": self.order.revision,
-            "--recipe": json.dumps(spec),
-            "--local-only": 1,
-            "--cache-max-bytes": self.order.cache_max_bytes,
-        }
-        answer = await run_child(Order(options=options, progress=self._progress), Quiet())
-        variant = self.store.find(answer.key) if answer.key else None
-        if answer.error or variant is None:
-            raise BuildFailed(answer.error.message if answer.error else "a variant that was built is gone")
-        return variant
+    async def _built(self, recipe: str | Recipe) -> Variant:
+        return await built(self.store, self.order.source, self.order.revision, recipe, self._progress)
 
     async def _measured(self, variant: Variant, texts: int | None) -> Measurement:
         """Raises BuildFailed."""
-        order = self._measure_order(key=variant.key, texts=texts, context=self._context)
+        backend = registry.for_format(variant.manifest.format).name
+        order = replace(
+            self._measure_order(backend, texts=texts, context=self._context),
+            key=variant.key,
+            purpose="evaluation",
+            reference="auto",
+        )
         if texts is None:
             order = replace(order, quick=False, budget_s=self.order.budget_s)
         child = Order(
             module="server.process.measurer",
-            options={"--order": msgspec.json.encode(replace(order, purpose="evaluation")).decode()},
+            options={"--order": msgspec.json.encode(order).decode()},
             progress=self._progress,
         )
         answer = await run_child(child, Quiet())
@@ -210,14 +195,14 @@ class Searching:
             raise BuildFailed(answer.error.message if answer.error else "a measurement is gone")
         return found
 
-    def _measure_order(self, *, key: str, texts: int | None, context: int) -> MeasureOrder:
+    def _measure_order(self, backend: str, *, texts: int | None, context: int) -> MeasureOrder:
         """On the search's own texts, against a GGUF file, distances only."""
         return MeasureOrder(
             cache=self.order.cache,
             source=self.order.source,
             revision=self.order.revision,
-            key=key,
-            backend=self.order.backend,
+            key="",
+            backend=backend,
             context=context,
             parallel=self.order.parallel,
             threads=self.order.threads,
@@ -235,7 +220,7 @@ class Searching:
 
     def _tell(self, space: Space, evidence: Evidence) -> None:
         done = len(evidence.tries) + len(evidence.probes)
-        total = max(done + 1, len(PRESETS) // 2 + len(space.groups) + 12)
+        total = max(done + 1, len(space.presets) // 2 + len(space.groups) + 12)
         self.reporter.progress(Progress("search", done, total, "tries"))
 
     def _say(self, tried: Try) -> None:
@@ -262,24 +247,8 @@ def _one(chunk: Chunk, expected: Expected) -> Reference:
     return Reference(Text(chunks=(chunk,), corpus="", tokenizer="", cut=""), (expected,))
 
 
-def _ignore(_done: int, _total: int) -> None:
-    return
-
-
 def _names(space: Space) -> list[str]:
     return [group.name for group in space.groups]
-
-
-def _probe_recipe(types: dict[str, str], space: Space) -> GgufRecipe:
-    """A whole mixture as it would be built; one group alone with everything else in 16 bits."""
-    if len(types) == len(space.groups):
-        return recipe_of(types, space.groups)
-    ((name, kind),) = types.items()
-    (group,) = (one for one in space.groups if one.name == name)
-    patterns = [(pattern, kind) for pattern in patterns_of(group.tensors)]
-    others = [tensor for one in space.groups if one.name != name for tensor in one.tensors]
-    patterns += [(pattern, "f16") for pattern in patterns_of(others)]
-    return GgufRecipe(type="q4_k_s" if kind == "q8_0" else "q8_0", overrides=tuple(patterns))
 
 
 def _try_of(variant: Variant, found: Measurement) -> Try:

@@ -94,8 +94,12 @@ def test_targets_are_read_strictly() -> None:
     assert parse_target({"max_kl": 0.02}) == Target(max_kl=0.02)
     assert parse_target({"max_bytes": 10**9}) == Target(max_bytes=10**9)
     assert parse_target({"target_bpw": 4}) == Target(target_bpw=4.0)
+    torch = {"max_kl": 0.1, "format": "compressed-tensors"}
+    assert parse_target(torch) == Target(max_kl=0.1, format="compressed-tensors")
     for wrong in (
         {},
+        {"max_kl": 0.1, "format": "awq"},
+        {"format": "gguf"},
         {"max_kl": 0.02, "max_bytes": 1},
         {"bits": 4},
         {"max_kl": "x"},

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from quant.ggml import TENSOR_TYPES
-from quant.search.space import ERRORS, LADDER, NARROW_LADDER
+from quant.search.gguf_space import LADDER, NARROW_LADDER
+from quant.search.space import ERRORS
 
 
 def test_ladders_go_from_near_to_coarse() -> None:
@@ -17,7 +18,7 @@ def test_ladders_go_from_near_to_coarse() -> None:
         assert [ERRORS[kind] for kind in ladder] == sorted(ERRORS[kind] for kind in ladder)
 
 
-@pytest.mark.parametrize("kind", sorted(ERRORS))
+@pytest.mark.parametrize("kind", sorted({*LADDER, *NARROW_LADDER}))
 def test_llama_cpp_rounds_as_the_table_says(kind: str) -> None:
     weights = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
     rounded = weights.astype(np.float16).astype(np.float32) if kind == "f16" else _rounded(weights, kind)

@@ -9,10 +9,11 @@ from msgspec.structs import replace
 
 from quant.gguf.mixture import Stack, row_bytes, tensor_type
 from quant.measure.measurement import Figure
-from quant.recipe import GgufRecipe
+from quant.recipe import GgufRecipe, Recipe
 from quant.search.decide import Confirm, ProbeTypes, Step, Stop, TryRecipe, next_step
 from quant.search.evidence import Evidence, Probe, Try
-from quant.search.space import ERRORS, PRESETS, Group, Preset, Space
+from quant.search.gguf_space import PRESETS, gguf_mixture, group_of
+from quant.search.space import ERRORS, Preset, Space, from_large
 from quant.search.target import Target
 
 LAYERS = 8
@@ -31,39 +32,40 @@ SHAPES = {
 FUSED = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 
 
+WEIGHTS = {
+    "token_embd.weight": (8192, 256),
+    **{f"blk.{layer}.{role}.weight": SHAPES[role] for layer in range(LAYERS) for role in SHAPES},
+}
+
+
 def space() -> Space:
-    groups = [Group(name="token_embd", tensors=("token_embd.weight",), shapes=((8192, 256),))]
+    groups = [group_of("token_embd", ["token_embd.weight"], WEIGHTS)]
     for layer in range(LAYERS):
         for roles in FUSED:
-            tensors = tuple(f"blk.{layer}.{role}.weight" for role in roles)
-            shapes = tuple(SHAPES[role] for role in roles)
-            groups.append(Group(name=f"{roles[0]} {layer}", tensors=tensors, shapes=shapes))
-    bare = Space(groups=tuple(groups), presets=(), fixed=FIXED, elements=_elements(groups))
+            names = [f"blk.{layer}.{role}.weight" for role in roles]
+            groups.append(group_of(f"{roles[0]} {layer}", names, WEIGHTS))
     presets = [
-        Preset(name=name, bytes=FIXED + sum(_bytes(groups, preset_types(groups, name)))) for name in PRESETS
+        Preset(name=name, bytes=FIXED + _bytes(preset_types(name)), kind=KINDS.get(name)) for name in PRESETS
     ]
-    ordered = tuple(sorted(presets, key=lambda one: (-one.bytes, one.name)))
-    return Space(groups=bare.groups, presets=ordered, fixed=FIXED, elements=bare.elements)
+    return Space(
+        groups=tuple(groups),
+        presets=from_large(presets),
+        fixed=FIXED,
+        elements=sum(rows * columns for rows, columns in WEIGHTS.values()),
+        make=gguf_mixture,
+        words="everything",
+    )
 
 
-def _elements(groups: list[Group]) -> int:
-    return sum(rows * columns for group in groups for rows, columns in group.shapes)
+KINDS = {"q8_0": "q8_0", "q6_k": "q6_k", "q5_k_m": "q5_k", "q4_k_m": "q4_k", "q3_k_m": "q3_k", "q2_k": "q2_k"}
 
 
-def preset_types(groups: list[Group] | tuple[Group, ...], name: str) -> dict[str, str]:
-    return {
-        tensor: tensor_type(name, tensor, shape[1], STACK)
-        for group in groups
-        for tensor, shape in zip(group.tensors, group.shapes, strict=True)
-    }
+def preset_types(name: str) -> dict[str, str]:
+    return {tensor: tensor_type(name, tensor, shape[1], STACK) for tensor, shape in WEIGHTS.items()}
 
 
-def _bytes(groups: list[Group], types: Mapping[str, str]) -> list[int]:
-    return [
-        shape[0] * row_bytes(types[tensor], shape[1])
-        for group in groups
-        for tensor, shape in zip(group.tensors, group.shapes, strict=True)
-    ]
+def _bytes(types: Mapping[str, str]) -> int:
+    return sum(rows * row_bytes(types[name], columns) for name, (rows, columns) in WEIGHTS.items())
 
 
 class World:
@@ -110,13 +112,12 @@ class World:
         size = 0 if len(types) == 1 else self.space.bytes(types)
         return Probe(types=dict(types), bytes=size, kl=Figure(self.kl(kinds, "search"), 1e-6))
 
-    def tried(self, recipe: str | GgufRecipe, stage: str) -> Try:
-        groups = self.space.groups
+    def tried(self, recipe: str | Recipe, stage: str) -> Try:
         if isinstance(recipe, str):
-            kinds, name = preset_types(groups, recipe), recipe
+            kinds, name = preset_types(recipe), recipe
         else:
             kinds, name = self._types_of(recipe), recipe.name
-        size = FIXED + sum(_bytes(list(groups), kinds)) + 512  # a header that nobody predicts
+        size = FIXED + _bytes(kinds) + 512  # a header that nobody predicts
         return Try(
             variant=name,
             recipe={"type": name},
@@ -129,8 +130,9 @@ class World:
             texts=48,
         )
 
-    def _types_of(self, recipe: GgufRecipe) -> dict[str, str]:
+    def _types_of(self, recipe: Recipe) -> dict[str, str]:
         """As llama.cpp reads it: the first pattern that matches."""
+        assert isinstance(recipe, GgufRecipe)
         tensors = [tensor for group in self.space.groups for tensor in group.tensors]
         found = {}
         for tensor in tensors:

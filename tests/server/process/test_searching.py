@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from quant.layout import read_layout
 from quant.measure.measurement import read_measurement
 from quant.search.found import Found
 from quant.search.target import Target
+from quant.source import open_source
 from quant.store import VariantStore
 from server.process.builder import Reporter
 from server.process.orders import SearchOrder
@@ -59,6 +61,22 @@ async def test_a_mixture_within_bits_is_found_built_and_measured_and_again_at_on
     assert again == answer
     assert {one.key for one in store.list()} == built
     assert not list((tmp_path / "cache" / "searches").rglob("*.gguf"))
+
+
+@pytest.mark.slow
+async def test_linears_of_four_and_eight_bits_are_mixed(source: Path, tmp_path: Path) -> None:
+    layout = read_layout(open_source(str(source), cache=tmp_path))
+    linears = sum(weight.elements for _, weight in layout.linears)
+    bits = (16 * (layout.elements - linears) + 6.5 * linears) / layout.elements
+    target = Target(target_bpw=bits, format="compressed-tensors")
+    answer = await found(source, tmp_path, target)
+    winner = answer.winner
+    assert winner is not None, answer.why
+    assert winner.stage == "mixture"
+    assert winner.bits_per_weight <= bits
+    schemes = {scheme["bits"] for _, scheme in winner.recipe["overrides"] if scheme}
+    assert {winner.recipe["scheme"]["bits"], *schemes} == {4, 8}
+    assert {one.type for one in answer.sensitivities} == {"int4"}
 
 
 async def test_what_nothing_can_meet_is_said_without_trying(source: Path, tmp_path: Path) -> None:
