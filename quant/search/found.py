@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from quant.measure.measurement import Figure
 from quant.search.evidence import Evidence, Probe, Try
 from quant.search.target import Target
 
 
-class Tried(Struct, frozen=True, kw_only=True):
+class Tried(Try, frozen=True, kw_only=True):
     meets: bool
-    found: Try
 
 
 class Alone(Struct, frozen=True, kw_only=True):
@@ -38,7 +38,7 @@ def found_of(target: Target, winner: Try | None, why: str, evidence: Evidence, s
         target=target,
         winner=winner,
         why=why,
-        tries=tuple(Tried(meets=target.met_by(one), found=one) for one in tries),
+        tries=tuple(Tried(meets=target.met_by(one), **asdict(one)) for one in tries),
         probed=evidence.mixtures,
         sensitivities=tuple(sorted(_alone(evidence), key=lambda one: -one.kl.value)),
         space=space,
@@ -65,11 +65,11 @@ def lines_of(found: Found) -> Iterator[str]:
 
 def _row(one: Tried) -> tuple[str, ...]:
     return (
-        one.found.variant,
-        one.found.stage,
-        f"{one.found.bytes:,}",
-        f"{one.found.bits_per_weight:.2f}",
-        str(one.found.kl),
-        one.found.top1.percent,
+        one.variant,
+        one.stage,
+        f"{one.bytes:,}",
+        f"{one.bits_per_weight:.2f}",
+        str(one.kl),
+        one.top1.percent,
         "yes" if one.meets else "no",
     )

@@ -46,7 +46,7 @@ async def test_a_mixture_within_bits_is_found_built_and_measured_and_again_at_on
     assert winner is not None, answer.why
     assert winner.bits_per_weight <= 5.0
     assert winner.full
-    meeting = [one.found for one in answer.tries if one.meets]
+    meeting = [one for one in answer.tries if one.meets]
     assert winner.kl.value == min(one.kl.value for one in meeting)
     assert {one.type for one in answer.sensitivities} <= {"q4_k", "q5_k"}
     store = VariantStore(tmp_path / "cache")
