@@ -2,8 +2,10 @@
 
 <cache>/searches/<key>/alone.json     what groups cost alone: for every target
                        <target>.json  what was tried for one target
+                       probe.gguf, probes/   the mixture that is being scored
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,10 +14,11 @@ import msgspec
 
 from quant.canonical import canonical_digest
 from quant.files import replace_synced
-from quant.locks import lock_file
+from quant.locks import lock_file, try_lock_file
 from quant.search.evidence import Evidence, Probe
 from quant.search.target import Target
 
+PROBE, PROBES = "probe.gguf", "probes"
 VERSION = 1  # raised when the same search would find other figures
 
 
@@ -31,9 +34,10 @@ class SearchShelf:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """One process searches at a time."""
+        """One process searches at a time; what a killed one was scoring is removed."""
         with lock_file(self._lock):
             self.folder.mkdir(parents=True, exist_ok=True)
+            _remove_probes(self.folder)
             yield
 
     def load(self) -> Evidence:
@@ -46,6 +50,19 @@ class SearchShelf:
         alone: tuple[Probe, ...] = tuple(one for one in evidence.probes if one.alone)
         replace_synced(self._alone, msgspec.json.encode(Evidence(probes=alone)))
         replace_synced(self._own, msgspec.json.encode(Evidence(evidence.tries, evidence.mixtures)))
+
+
+def sweep(cache: Path) -> None:
+    """Remove what killed searches were scoring; those that run are left alone."""
+    for folder in (cache / "searches").glob("*/"):
+        with try_lock_file(cache / "locks" / f"search-{folder.name}") as mine:
+            if mine:
+                _remove_probes(folder)
+
+
+def _remove_probes(folder: Path) -> None:
+    (folder / PROBE).unlink(missing_ok=True)
+    shutil.rmtree(folder / PROBES, ignore_errors=True)
 
 
 def _read(path: Path) -> Evidence:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from quant.canonical import canonical_digest
 from quant.errors import BadSource, BuildFailed
 from quant.recipe import Recipe, parse_recipe
+from quant.search.shelf import sweep
 from quant.search.target import Target
 from quant.store import VariantStore
 from server.catalog import Model
@@ -391,6 +392,8 @@ class Jobs:
         report = read_report(self._ledger.progress(id))  # newer than what was watched
         job = self.get(id)
         key = (report and report.variant) or job.key
+        if job.kind == "search":
+            await in_thread(partial(sweep, self._settings.cache))
         if key and job.kind == "build":
             try:
                 await in_thread(partial(self._store.discard_scratch, key))

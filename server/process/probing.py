@@ -12,14 +12,12 @@ from quant.errors import BuildFailed
 from quant.gguf.kquant import quantize
 from quant.recipe import GgufRecipe, Recipe, TorchRecipe
 from quant.search.gguf_space import gguf_alone
+from quant.search.shelf import PROBE, PROBES
 from quant.search.space import Space
 from quant.search.torch_space import rounded_to_nearest, torch_alone
 from quant.store import Variant, VariantStore
 from server.pool.builds import Order, run_child
 from server.process.reports import BuildReport
-
-PROBE = "probe.gguf"
-PROBES = "probes"  # a cache of its own
 
 
 class Quiet:
