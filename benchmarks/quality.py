@@ -4,8 +4,8 @@ Builds each variant of each model (the cache keeps them), scores the written fil
 answers that the source writes itself, and prints mean KL divergences with standard errors paired over chunks,
 differences, and whether the relations hold that ought to.
 
---autoawq PYTHON, --gptqmodel PYTHON (interpreters of environments that have them) and --llamacpp FOLDER (with
-llama-imatrix and llama-quantize) let other tools quantize the same model with the same calibration text; ours
+--autoawq PYTHON, --llmcompressor PYTHON, --gptqmodel PYTHON (interpreters of environments that have them) and
+--llamacpp FOLDER (with llama-imatrix and llama-quantize) let other tools quantize the same model with the same calibration text; ours
 are then compared with theirs. Files that others have made already: --peer OURS=FOLDER or OURS=FILE.gguf.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.keeping import kept_chunks, kept_comparison, weights_digest
-from benchmarks.others.tools import Job, autoawq, gptqmodel, llama_quantize
+from benchmarks.others.tools import Job, autoawq, gptqmodel, llama_quantize, llmcompressor
 from quant.calibrate import calibration_tokens, speech_for
 from quant.measure.decoded import torch_scorer
 from quant.measure.llama import gguf_scorer
@@ -116,13 +116,16 @@ class Bench:
 
     def others(self, arguments: argparse.Namespace) -> Iterator[tuple[str, str, Path]]:
         """(name, the variant of ours to compare it with, files)."""
-        if not (arguments.autoawq or arguments.gptqmodel or arguments.llamacpp):
+        peers = (arguments.autoawq, arguments.llmcompressor, arguments.gptqmodel, arguments.llamacpp)
+        if not any(peers):
             return
         rows = self.rows()
         place = f"{self.source.digest[:16]}-{len(rows)}x{len(rows[0])}"
         job = Job(self.source.path, rows, self.store.cache / "others" / place)
         if arguments.autoawq:
             yield "AutoAWQ", "awq-w4g128", autoawq(job, arguments.autoawq)
+        if arguments.llmcompressor:
+            yield "llm-compressor's AWQ", "awq-w4g128", llmcompressor(job, arguments.llmcompressor)
         if arguments.gptqmodel:
             yield "GPTQModel", "gptq-w4g128", gptqmodel(job, arguments.gptqmodel)
         for name in arguments.variants if arguments.llamacpp else ():
@@ -288,6 +291,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=128, help=f"of {CHUNK} tokens, to calibrate on")
     parser.add_argument("--peer", action="append", default=[], type=lambda text: text.partition("="))
     parser.add_argument("--autoawq", type=Path, metavar="PYTHON", help="compared with awq-w4g128")
+    parser.add_argument("--llmcompressor", type=Path, metavar="PYTHON", help="compared with awq-w4g128")
     parser.add_argument("--gptqmodel", type=Path, metavar="PYTHON", help="compared with gptq-w4g128")
     parser.add_argument("--llamacpp", type=Path, metavar="FOLDER", help="compared with TYPE+imatrix")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures are to be kept, too")

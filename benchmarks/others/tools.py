@@ -47,6 +47,11 @@ def autoawq(job: Job, python: Path) -> Path:
     return job.kept("autoawq", lambda out: _script("autoawq_script.py", job, python, out))
 
 
+def llmcompressor(job: Job, python: Path) -> Path:
+    """AWQ's algorithm by llm-compressor: W4 asymmetric, groups of 128, compressed-tensors' file."""
+    return job.kept("llmcompressor", lambda out: _script("llmcompressor_script.py", job, python, out))
+
+
 def gptqmodel(job: Job, python: Path) -> Path:
     """W4 symmetric, groups of 128, desc_act off."""
     return job.kept("gptqmodel", lambda out: _script("gptqmodel_script.py", job, python, out))
