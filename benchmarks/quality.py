@@ -4,10 +4,10 @@ Builds each variant of each model (the cache keeps them), scores the written fil
 answers that the source writes itself, and prints mean KL divergences with standard errors paired over chunks,
 differences, and whether the relations hold that ought to.
 
---autoawq PYTHON, --llmcompressor PYTHON, --gptqmodel PYTHON (interpreters of environments that have them) and
---llamacpp FOLDER (with llama-imatrix and llama-quantize) let other tools quantize the same model with the same
-calibration text; ours are then compared with theirs. Files that others have made already: --peer OURS=FOLDER
-or OURS=FILE.gguf.
+--autoawq PYTHON, --llmcompressor PYTHON, --gptqmodel PYTHON (interpreters of environments that have them)
+and --llamacpp FOLDER (with llama-imatrix and llama-quantize) let other tools quantize the same model with
+the same calibration text; ours are then compared with theirs. Files that others have made already:
+--peer OURS=FOLDER or OURS=FILE.gguf.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Every method, format and scheme that fit each other: built, read back, close to the source."""
+"""Every method, format and scheme that fit each other: built, close to the source, read by others as here."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from quant.methods.registry import method_names
 from quant.recipe import parse_recipe
@@ -12,11 +13,10 @@ from quant.source import open_source
 from quant.store import VariantStore
 from quant.torch_plan import plan_torch
 from quant.torch_recipe import RULES, TorchRecipe
+from tests.quant.formats.references import read_by_others
 from tests.quant.methods.models import FOUNDERS
 from tests.quant.stream.checkpoints import build, decoded, family_checkpoint, kl, logits_of, source_logits
 
-# Its compressed-tensors reader gives packed zero points another shape, and then makes them up.
-READ_BY_TRANSFORMERS = {"compressed-tensors", "compressed-tensors-int8", "bnb4", "bnb8"}
 WORST = {4: 0.5, 8: 0.02}  # nats: these models are random, and have a few large channels
 
 
@@ -48,6 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 PAIRS = list(enumerate(pairs()))
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 @pytest.mark.parametrize(("number", "spec"), PAIRS, ids=[label(spec) for _, spec in PAIRS])
 def test_a_pair_builds_and_is_read_back(
     number: int, spec: dict[str, Any], models: dict[str, Path], tmp_path: Path
@@ -63,6 +64,6 @@ def test_a_pair_builds_and_is_read_back(
     ours = logits_of(variant.path, weights)
     bits = recipe.scheme.bits if recipe.scheme else 8 if recipe.format == "bnb8" else 4
     assert kl(source_logits(model), ours) < WORST[bits]
-    if recipe.format in READ_BY_TRANSFORMERS and (recipe.scheme is None or recipe.scheme.symmetric):
-        rounded = recipe.format in {"compressed-tensors-int8", "bnb8"}  # they round activations too
-        assert kl(ours, logits_of(variant.path)) < (0.02 if rounded else 1e-3)
+    modules = [one.module for one in plan.modules]
+    for name, theirs in read_by_others(variant.path, recipe.format, modules).items():
+        assert torch.equal(theirs, weights[f"{name}.weight"].to(theirs.dtype)), name
