@@ -10,6 +10,7 @@ from bisect import insort
 from msgspec.structs import replace
 
 from server.engine.constrain import Constraint
+from server.engine.lane import Lane, interruptible
 from server.engine.prefix import Resident, best_match
 from server.engine.sequence import Sequence
 from server.engine.slots import SlotPool
@@ -28,6 +29,7 @@ class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.slots = SlotPool(limits)
+        self._lane = Lane(limits.running)
         self.waiting: list[Sequence] = []  # sorted by rank
         self.running: dict[str, Sequence] = {}
         self._sequences: dict[str, Sequence] = {}
@@ -149,13 +151,18 @@ class Scheduler:
 
     def _admit(self) -> None:
         for sequence in list(self.waiting):
-            if not sequence.held and not self._admit_one(sequence):
-                return  # nobody overtakes: else a long prompt could wait for ever
+            if not sequence.held and not (self._has_slot() and self._fit_in(sequence)):
+                break  # nobody overtakes: else a long prompt could wait for ever
+        else:
+            return
+        self._admit_by_lane()
 
-    def _admit_one(self, sequence: Sequence) -> bool:
-        """False where there is no room for it."""
-        if len(self.running) == self.limits.running and not self._displace_held():
-            return False
+    def _has_slot(self) -> bool:
+        taken = len(self.running) + self._lane.keeps_a_slot(self._steps)
+        return taken < self.limits.running or self._displace_held()
+
+    def _fit_in(self, sequence: Sequence) -> bool:
+        """Place it in a slot, or let it wait for a sibling. False where memory has no room for it."""
         assert not sequence.in_flight, "a step was committed since it was preempted"
         match, shared = self._match(sequence)
         if self._sibling_brings_more(sequence, shared):
@@ -166,6 +173,23 @@ class Scheduler:
             match, shared = self._match(sequence)
         self._place(sequence, match, shared)
         return True
+
+    def _admit_by_lane(self) -> None:
+        sequence = self._lane.next_user(self.waiting)
+        if sequence is None:
+            return
+        if len(self.running) == self.limits.running and not (self._displace_held() or self._interrupt()):
+            return
+        self._lane.open(self._steps)
+        self._fit_in(sequence)
+        self._lane.enter(sequence)
+
+    def _interrupt(self) -> bool:
+        """Take the slot of a long answer, the one that has least to compute again; False: there is none."""
+        able = [s for s in self.running.values() if interruptible(s)]
+        if able:
+            self._preempt(min(able, key=lambda s: (len(s.tokens), s.key)))
+        return bool(able)
 
     def _displace_held(self) -> bool:
         """Take the slot of a sequence whose reader does not read; False: there is none."""

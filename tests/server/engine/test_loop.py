@@ -228,3 +228,33 @@ def test_a_held_sequence_gives_its_slot_to_one_that_waits(backend: str) -> None:
     assert result.statuses[-1].preemptions == 1
     for request in requests:
         assert result.text(request.id) == alone(request, 64)
+
+
+def crowd(count: int) -> list[Generate]:
+    """Long answers that nobody promised to be reproducible."""
+    params = SamplingParams(max_tokens=200, reproducible=False)
+    return [Generate(id=f"long {n}", prompt=(1, 2 + n), params=params) for n in range(count)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_short_answer_does_not_wait_for_the_end_of_a_long_one(backend: str) -> None:
+    """Four slots, twelve long answers; one of them is interrupted, and each has its text in the end."""
+    limits = Limits(running=4, slots=4, context=256, kv_tokens=1024, step_tokens=40, page=4)
+    long = crowd(12)
+    shorts = [ask(f"short {n}", (50 + n, 3), 4) for n in range(5)]
+    timed: dict[int, list[Command]] = {0: [*long], **{30 + 20 * n: [one] for n, one in enumerate(shorts)}}
+    result = run(backend, timed, limits)
+    for n, short in enumerate(shorts):
+        assert result.events_before("long 0", short.id) < 40 + 20 * n
+    assert result.statuses[-1].preemptions == 1  # the lane stays open for the next ones
+    for request in (*long, *shorts):
+        assert result.text(request.id) == alone(request, 256)
+
+
+def test_neither_reproducible_answers_nor_those_that_have_just_begun_are_interrupted() -> None:
+    limits = Limits(running=4, slots=4, context=256, kv_tokens=1024, step_tokens=40, page=4)
+    long = [ask(f"long {n}", (1, 2 + n), 100) for n in range(4)]
+    result = run("toy-rows", {0: [*long], 30: [ask("short", (9, 9))]}, limits)
+    assert result.statuses[-1].preemptions == 0
+    result = run("toy-rows", {0: [*crowd(4)], 10: [ask("short", (9, 9))]}, limits)
+    assert 14 <= result.events_before("long 0", "short") <= 20

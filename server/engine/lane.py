@@ -1,0 +1,51 @@
+"""An express lane: where all slots are taken by long answers, a short one need not wait for the end of one.
+
+The long answer that has least to compute again gives its slot up. The lane stays open for a while after each
+use, so that a stream of short requests costs one such loss and not one each.
+"""
+
+from server.engine.sequence import Sequence
+
+FEWEST = 4  # slots of an engine that has a lane
+SHORT_PROMPT, SHORT_ANSWER = 256, 32  # tokens at most
+LONG_ANSWER = 16  # tokens so far: an answer that has just begun is not interrupted
+OPEN_STEPS = 64
+
+
+class Lane:
+    """Time is counted in steps."""
+
+    def __init__(self, slots: int) -> None:
+        self._exists = slots >= FEWEST
+        self._until = 0
+        self._user: Sequence | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._user is not None and self._user.slot is not None
+
+    def keeps_a_slot(self, step: int) -> bool:
+        """Whether one slot is to stay free for the next user."""
+        return step < self._until and not self.busy
+
+    def next_user(self, waiting: list[Sequence]) -> Sequence | None:
+        if not self._exists or self.busy:
+            return None
+        return next((one for one in waiting if not one.held and is_short(one)), None)
+
+    def open(self, step: int) -> None:
+        self._until = step + OPEN_STEPS
+
+    def enter(self, user: Sequence) -> None:
+        self._user = user
+
+
+def is_short(sequence: Sequence) -> bool:
+    """What is left to be done of it, while it waits."""
+    size = len(sequence.tokens)
+    return size <= SHORT_PROMPT and sequence.limit - size <= SHORT_ANSWER
+
+
+def interruptible(sequence: Sequence) -> bool:
+    """A reproducible answer would have to be computed again token by token."""
+    return not sequence.params.reproducible and len(sequence.tokens) - sequence.prompt_tokens >= LONG_ANSWER
