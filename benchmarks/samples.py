@@ -8,31 +8,28 @@ import argparse
 import asyncio
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from quant.measure.estimate import Estimate, mean
-from quant.measure.measurement import Measurement
+from quant.measure.estimate import Estimate, Values, mean
 from quant.pipeline import build_variant
 from quant.progress import ignore
 from quant.recipe import parse_recipe
 from quant.source import open_source
 from quant.store import VariantStore
-from server.process.builder import Reporter
-from server.process.measurer import measure
+from server.process.measuring import Measuring
 from server.process.orders import MeasureOrder
+from server.process.reference import ReferenceMaker
 
 WITHIN, ALLOWED = 2.0, (0.6, 1.5)  # errors; ratio of the spread of means to the stated error
 
 
-def samples_of(texts: Sequence[tuple[float, int]], count: int) -> list[Estimate]:
-    """Of each sample, from (mean, tokens) of its texts: as `estimate.mean` makes it of their tokens."""
+def samples_of(texts: Sequence[Values], count: int) -> list[Estimate]:
+    """Of each sample, from the tokens of its texts."""
     size = len(texts) // count
-    groups = [texts[at * size : (at + 1) * size] for at in range(count)]
-    return [mean([np.full(tokens, value) for value, tokens in group]) for group in groups]
+    return [mean(texts[at * size : (at + 1) * size]) for at in range(count)]
 
 
 def judged(samples: Sequence[Estimate]) -> tuple[float, int, float]:
@@ -43,7 +40,8 @@ def judged(samples: Sequence[Estimate]) -> tuple[float, int, float]:
     return pooled, near, float(np.std([one.value for one in samples], ddof=1)) / stated
 
 
-def measured(arguments: argparse.Namespace, folder: Path) -> Measurement:
+async def divergences(arguments: argparse.Namespace) -> list[Values]:
+    """Token by token, of each text."""
     store = VariantStore(arguments.cache)
     source = open_source(str(arguments.model.absolute()), cache=arguments.cache)
     built = build_variant(source, parse_recipe(arguments.variant), store, progress=ignore).variant
@@ -57,7 +55,18 @@ def measured(arguments: argparse.Namespace, folder: Path) -> Measurement:
         texts=arguments.samples * arguments.texts,
         quick=True,
     )
-    return asyncio.run(measure(order, Reporter(folder / "progress.json")))
+    async with ReferenceMaker(order, source, store) as maker:
+        measuring = Measuring(
+            order=order,
+            source=source,
+            variant=built,
+            maker=maker,
+            report=ignore,
+            blocks=lambda _: (),
+            compared=lambda: None,
+        )
+        await measuring.run(lambda _: None)
+    return [chunk for part in measuring.parts for chunk in part.divergence]
 
 
 def main(words: Sequence[str]) -> int:
@@ -70,9 +79,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args(words)
-    with tempfile.TemporaryDirectory() as folder:
-        found = measured(arguments, Path(folder))
-    samples = samples_of(found.texts, arguments.samples)
+    samples = samples_of(asyncio.run(divergences(arguments)), arguments.samples)
     pooled, near, ratio = judged(samples)
     print("\n".join(str(one) for one in samples))
     print(f"pooled mean {pooled:.4f}; {near} of {len(samples)} within {WITHIN:g} errors of it")

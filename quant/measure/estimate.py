@@ -1,8 +1,15 @@
 """Means with standard errors over tokens that come in chunks.
 
-Tokens of one chunk are alike, so the chunk is what is drawn at random: the error of a mean is that of a ratio
-of chunk sums (Cochran, Sampling Techniques, 3rd edition, section 6.3). Two variants that were scored on the
-same chunks are compared by the chunks' differences, in which most of the chunks' own spread cancels.
+Tokens of one chunk are alike, so the chunk is what is drawn at random, and a mean over tokens is a ratio of
+chunk sums. Chunks differ much in length: an answer may have two tokens or two hundred. Then the textbook's
+error of a ratio (Cochran, Sampling Techniques, 3rd edition, section 6.3) is too small, since a long chunk draws
+the mean to itself, and it varies much, since few chunks decide. So two estimates are made and the larger is
+taken: the jackknife, which leaves each chunk out in turn, and that of a model in which each chunk has a level
+of its own and each token deviates from it (one-way analysis of variance, unequal groups).
+benchmarks/samples.py shows on a real model whether they are right.
+
+Two variants that were scored on the same chunks are compared by the chunks' differences, in which most of the
+chunks' own spread cancels.
 """
 
 import math
@@ -12,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+Singles = npt.NDArray[np.float64]
 Values = npt.NDArray[np.floating] | npt.NDArray[np.bool_]
 RESAMPLES = 200
 
@@ -32,9 +40,33 @@ def mean(chunks: Sequence[Values]) -> Estimate:
     value = float(sums.sum() / counts.sum())
     if len(chunks) < 2:
         return Estimate(value, math.inf)
+    within = sum(float(np.sum((np.asarray(chunk, np.float64) - np.mean(chunk)) ** 2)) for chunk in chunks)
     spread = sums - value * counts
-    variance = len(chunks) / (len(chunks) - 1) * float(spread @ spread)
-    return Estimate(value, math.sqrt(variance) / float(counts.sum()))
+    variance = max(_jackknife(spread, counts), _components(spread, counts, within))
+    return Estimate(value, math.sqrt(variance * _few(counts)))
+
+
+def _jackknife(spread: Singles, counts: Singles) -> float:
+    """Variance of the mean, from the means without each chunk."""
+    moved = -spread / (counts.sum() - counts)
+    moved -= moved.mean()
+    return (len(counts) - 1) / len(counts) * float(moved @ moved)
+
+
+def _components(spread: Singles, counts: Singles, within: float) -> float:
+    """The same, from the variance of chunks' levels and that of tokens around them."""
+    total, squares = float(counts.sum()), float(counts @ counts)
+    tokens = within / max(total - len(counts), 1.0)
+    between = float((spread**2 / counts).sum())
+    levels = max(0.0, (between - (len(counts) - 1) * tokens) / (total - squares / total))
+    return (levels * squares + tokens * total) / total**2
+
+
+def _few(counts: Singles) -> float:
+    """How much more a mean scatters in units of an error that is itself estimated from few chunks; of unequal
+    ones so many count as would if they were equal."""
+    effective = float(counts.sum()) ** 2 / float(counts @ counts)
+    return 1.0 + 1.0 / max(effective - 2.0, 1.5)
 
 
 def mean_difference(ours: Sequence[Values], theirs: Sequence[Values], factor: float = 1.0) -> Estimate:
