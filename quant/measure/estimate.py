@@ -1,12 +1,12 @@
 """Means with standard errors over tokens that come in chunks.
 
-Tokens of one chunk are alike, so the chunk is what is drawn at random, and a mean over tokens is a ratio of
-chunk sums. Chunks differ much in length: an answer may have two tokens or two hundred. Then the textbook's
-error of a ratio (Cochran, Sampling Techniques, 3rd edition, section 6.3) is too small, since a long chunk
-draws the mean to itself, and it varies much, since few chunks decide. So two estimates are made and the larger
-is taken: the jackknife, which leaves each chunk out in turn, and that of a model in which each chunk has a level
-of its own and each token deviates from it (one-way analysis of variance, unequal groups).
-benchmarks/samples.py shows on a real model whether they are right.
+Tokens of one chunk are alike, so the chunk is what is drawn at random, and a mean over tokens is a ratio
+of chunk sums. Chunks differ much in length: an answer may have two tokens or two hundred. Then the
+textbook's error of a ratio (Cochran, Sampling Techniques, 3rd edition, section 6.3) is too small, since a
+long chunk draws the mean to itself, and it varies much, since few chunks decide. So two estimates are
+made and the larger is taken: the jackknife, which leaves each chunk out in turn, and that of a model in
+which each chunk has a level of its own and each token deviates from it (one-way analysis of variance,
+unequal groups). benchmarks/samples.py shows on a real model whether they are right.
 
 Two variants that were scored on the same chunks are compared by the chunks' differences, in which most of the
 chunks' own spread cancels.
