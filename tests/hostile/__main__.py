@@ -4,6 +4,7 @@ SCHEMATHESIS is its command; SOURCE a model, by default the bundled one.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from tests.hostile.mutants import main
 
 HERE = Path(__file__).parent
 KEY = "sk-hostile"
+END = re.compile(r"=+ .* in [\d.]+s =+")  # schemathesis' last line
+BAD = re.compile("failure|error|Warnings fail|No checks|Traceback")
+EXIT_S = 30
 EXAMPLES = 100  # of each operation, besides those at every bound: more than 2,000 cases in all
 
 
@@ -21,7 +25,23 @@ def described(command: str, url: str) -> int:
     run = [command, "--config-file", str(HERE / "schemathesis.toml"), "run", f"{url}/openapi.json"]
     run += ["--header", f"Authorization: Bearer {KEY}", "--max-examples", str(EXAMPLES)]
     environ = {**os.environ, "SCHEMATHESIS_HOOKS": "retry", "PYTHONPATH": str(HERE)}
-    return subprocess.run(run, check=False, env=environ, cwd=HERE).returncode
+    process = subprocess.Popen(run, env=environ, cwd=HERE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        sys.stdout.write(line)
+        if END.fullmatch(line.strip()):
+            break
+    return _ended(process, good=not BAD.search(line))
+
+
+def _ended(process: "subprocess.Popen[str]", *, good: bool) -> int:
+    """It says that it is done, and then may wait for a thread of its own that never is."""
+    try:
+        return process.wait(EXIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return int(not good)
 
 
 def odd_schemas(command: str, url: str, model: str) -> int:

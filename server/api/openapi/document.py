@@ -29,6 +29,15 @@ HEADERS: Mapping[str, str] = {
     "X-Ignored-Params": "parameters that had no effect",
     "Retry-After": "seconds to wait before trying again",
 }
+EVENTS = "text/event-stream"
+ONE_EVENT: Json = {  # OpenAPI 3.1 has no schema of a whole stream
+    "type": "object",
+    "description": "one of the server-sent events",
+    "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
+    "required": ["data"],
+}
+PLAIN: Mapping[str, Json] = {"application/json": {"type": "object"}, EVENTS: ONE_EVENT}
+LONG = 1000  # items; a longer list may be more bytes than a body may have, which is another mistake
 KEYS: Mapping[str, Json] = {
     "key": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -108,8 +117,7 @@ def _responses(table: Operation, has_body: bool, path: str) -> Iterator[tuple[st
     )
     good = _response(table.status, table.answer, headers)
     if table.streams:
-        text = "server-sent events, a chunk each"
-        good["content"]["text/event-stream"] = {"schema": {"type": "string", "description": text}}
+        good["content"][EVENTS] = {"schema": ONE_EVENT}
     yield str(table.status), good
     for status, answer in table.also.items():
         yield str(status), _response(status, answer, headers)
@@ -125,8 +133,7 @@ def _response(status: int, answer: Answer | None, headers: Iterable[str]) -> Jso
     if answer is None:
         content = {}
     elif isinstance(answer, str):
-        schema: Json = {"type": "object"} if answer == "application/json" else {"type": "string"}
-        content = {answer: {"schema": schema}}
+        content = {answer: {"schema": PLAIN.get(answer, {"type": "string"})}}
     else:
         content = {"application/json": {"schema": {"$ref": REFS.format(name=answer.__name__)}}}
     described: Json = {
@@ -156,7 +163,7 @@ def _request_schema(model: type[Body], schemas: Json) -> Json:
 
 @cache
 def _pydantic(model: type[Body]) -> tuple[Json, Json]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = _without_long_lists(model.model_json_schema(ref_template="#/components/schemas/{model}"))
     parts: Json = schema.pop("$defs", {})
     required = schema.get("required", ())
     for name, part in schema["properties"].items():
@@ -164,6 +171,20 @@ def _pydantic(model: type[Body]) -> tuple[Json, Json]:
         if name not in required:
             schema["properties"][name] = _nullable(part)
     return schema, parts
+
+
+def _without_long_lists(value: Any) -> Any:
+    """Bounds of long lists are said in words."""
+    match value:
+        case {"type": "array", "maxItems": int(limit)} if limit > LONG:
+            rest = {key: _without_long_lists(item) for key, item in value.items() if key != "maxItems"}
+            told = "; ".join([*filter(None, [rest.get("description")]), f"at most {limit:,} items"])
+            return {**rest, "description": told}
+        case dict():
+            return {key: _without_long_lists(item) for key, item in value.items()}
+        case list():
+            return [_without_long_lists(item) for item in value]
+    return value
 
 
 def _nullable(schema: Json) -> Json:

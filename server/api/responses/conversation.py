@@ -63,7 +63,7 @@ def messages_of(input: str | Sequence[Item]) -> list[Fields]:
             case MessageItem():
                 turn.add({"role": item.role, "content": _text(item.content)})
             case ReasoningItem():
-                turn.think("\n".join(thought.text for thought in item.content or item.summary))
+                turn.think("\n".join(thought.text for thought in item.content or item.summary or ()))
             case CallItem():
                 turn.call(item.call_id, item.name, item.arguments)
             case ResultItem():

@@ -73,7 +73,7 @@ class Thought(Loose):
 
 class ReasoningItem(Loose):
     type: Literal["reasoning"]
-    summary: Annotated[list[Thought], Field(default_factory=list)]
+    summary: list[Thought] | None = None
     content: list[Thought] | None = None
     id: str | None = None
     encrypted_content: None = None
@@ -81,10 +81,13 @@ class ReasoningItem(Loose):
 
 
 def _typed(value: Any) -> Any:
-    """Messages may leave their type out. Items of tools that run at OpenAI's are refused by name."""
+    """Messages may leave their type out; null is what a field is without it.
+
+    Items of tools that run at OpenAI's are refused by name.
+    """
     if not isinstance(value, dict):
         return value
-    kind = value.get("type") or "message"
+    kind = value.get("type", "message")
     if isinstance(kind, str) and kind not in ITEMS:
         raise UnsupportedParameter(
             "input: only items of type " + ", ".join(ITEMS) + " are supported", param="input"

@@ -111,6 +111,34 @@ async def test_the_page_needs_no_other_machine(http: httpx.AsyncClient) -> None:
     assert not re.search(r"<script|src=|https?://", response.text)
 
 
+async def test_no_list_is_bound_beyond_what_a_body_can_hold(tmp_path: Path) -> None:
+    """A generator of requests that tries one more would get 413 instead of 400."""
+
+    def limits(value: Any) -> list[int]:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        own = [value["maxItems"]] if isinstance(value, dict) and "maxItems" in value else []
+        return own + [limit for item in inner for limit in limits(item)]
+
+    async with application(tmp_path) as app:
+        described = document(app, keys=False, model="m")
+    assert max(limits(described["components"]["schemas"])) <= 1000
+    assert "at most 4,096 items" in str(described["components"]["schemas"]["ChatRequest"])
+
+
+async def test_a_stream_is_described_by_its_events(tmp_path: Path) -> None:
+    async with application(tmp_path) as app:
+        paths = document(app, keys=False, model="m")["paths"]
+    streams = [
+        answer["content"]["text/event-stream"]["schema"]
+        for operations in paths.values()
+        for operation in operations.values()
+        for answer in operation["responses"].values()
+        if "text/event-stream" in answer.get("content", {})
+    ]
+    assert len(streams) == 5
+    assert all(schema["required"] == ["data"] for schema in streams)
+
+
 @pytest.mark.parametrize("path", sorted({path for _, path in OPERATIONS}))
 def test_every_route_has_a_place_in_the_documentation(path: str) -> None:
     assert re.search(rf"^(#|\|).*{re.escape(path)}(?![\w/])", API, re.MULTILINE)
