@@ -67,7 +67,7 @@ def next_step(target: Target, space: Space, evidence: Evidence) -> Step:
 
 
 def _preset(target: Target, space: Space, evidence: Evidence) -> Step | None:
-    line = presets_in_reach(target, space)
+    line = presets_in_reach(target, space, evidence)
     start = 0
     if target.max_kl is not None:
         meets, misses = _border(target, line, evidence)
@@ -96,17 +96,36 @@ def _downwards(target: Target, line: Sequence[Preset], evidence: Evidence) -> St
     return None
 
 
-def presets_in_reach(target: Target, space: Space) -> list[Preset]:
+def presets_in_reach(target: Target, space: Space, evidence: Evidence) -> list[Preset]:
     """From large to small; all of them where the divergence is limited."""
     most = byte_limit(target, space)
-    return [one for one in space.presets if most is None or one.bytes <= most]
+    if most is None:
+        return list(space.presets)
+    return [one for one in space.presets if one.bytes - _spare(target, space, evidence) <= most]
 
 
 def byte_limit(target: Target, space: Space) -> int | None:
-    """Of a whole variant. Bits per weight count the GGUF file alone, so this is a little too strict."""
+    """What is limited, in bytes: of a whole variant, or of its tensors."""
     if target.target_bpw is not None:
         return int(target.target_bpw * space.elements / 8)
     return target.max_bytes
+
+
+def _limited(target: Target, space: Space, found: Try) -> int:
+    """A variant's amount of that."""
+    if target.target_bpw is not None:
+        return int(found.bits_per_weight * space.elements / 8)
+    return found.bytes
+
+
+def _spare(target: Target, space: Space, evidence: Evidence) -> int:
+    """What predictions have too much, by the presets that were built: texts count for no bits per weight."""
+    found = [
+        one.bytes - _limited(target, space, tried)
+        for one in space.presets
+        if (tried := evidence.named(one.name)) is not None
+    ]
+    return min(found, default=0)
 
 
 def _clearly_beyond(target: Target, evidence: Evidence, found: Try) -> bool:
@@ -136,7 +155,8 @@ def _worth_mixing(target: Target, space: Space, evidence: Evidence) -> bool:
     """Not where the smallest preset meets the target, or nothing can be small enough."""
     most = byte_limit(target, space)
     if most is not None:
-        return space.bytes({group.name: group.ladder[-1] for group in space.groups}) <= most
+        least = space.bytes({group.name: group.ladder[-1] for group in space.groups})
+        return least - _spare(target, space, evidence) <= most
     smallest_preset = evidence.named(space.presets[-1].name)
     return smallest_preset is None or not target.met_by(smallest_preset)
 
@@ -149,7 +169,7 @@ def probe_type(target: Target, space: Space, evidence: Evidence) -> str:
         if preset.kind is None:
             continue
         if target.max_kl is None:
-            if preset in presets_in_reach(target, space):
+            if preset in presets_in_reach(target, space, evidence):
                 return preset.kind
         elif found is not None and not target.met_by(found):
             return preset.kind
@@ -199,18 +219,12 @@ def _close(target: Target, space: Space, found: Try) -> bool:
 
 
 def _within_bytes(target: Target, space: Space, evidence: Evidence, built: Sequence[Try]) -> Step | None:
-    """Bytes are known beforehand but for a header: what a built one had too many is taken off."""
+    """Bytes are predicted; what a mixture that was built has too many is taken off."""
     limit = byte_limit(target, space)
     assert limit is not None
-    wanted = limit - space.fixed - sum(max(0, _excess(target, space, one, limit)) for one in built)
-    types = best(choices(space, evidence), wanted)
+    over = sum(max(0, _limited(target, space, one) - limit) for one in built)
+    types = best(choices(space, evidence), limit + _spare(target, space, evidence) - space.fixed - over)
     return None if types is None else _built_once(types, space, evidence)
-
-
-def _excess(target: Target, space: Space, found: Try, limit: int) -> int:
-    if target.target_bpw is not None:
-        return int(found.bits_per_weight * space.elements / 8) - limit
-    return found.bytes - limit
 
 
 def _within_loss(max_kl: float, space: Space, evidence: Evidence) -> Step | None:

@@ -74,7 +74,7 @@ async def test_linears_of_four_and_eight_bits_are_mixed(source: Path, tmp_path: 
     assert winner is not None, answer.why
     assert winner.kl.value == min(one.kl.value for one in answer.tries if one.meets)
     mixture = next(one for one in answer.tries if one.stage == "mixture")
-    assert mixture.bits_per_weight == pytest.approx(bits, rel=0.05)
+    assert bits - 1 < mixture.bits_per_weight <= bits
     schemes = {scheme["bits"] for _, scheme in mixture.recipe["overrides"] if scheme}
     assert {mixture.recipe["scheme"]["bits"], *schemes} == {4, 8}
     assert {one.type for one in answer.sensitivities} == {"int4"}
