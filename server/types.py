@@ -164,6 +164,7 @@ class Tokens(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     finish: FinishReason | None = None
     complete: bool = False  # `finish` is "stop" because the grammar ended: the last token belongs to the text
     cached_tokens: int | None = None  # in the first event: prompt tokens found in the prefix cache
+    waited_s: float = 0.0  # in the first event: for a slot, and for its grammar to be ready
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # in the first event, one a position from 1 on
 
 

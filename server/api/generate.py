@@ -248,6 +248,7 @@ async def _run(
                     tally.completion += new
                     if first:
                         first = False
+                        timer.waited(event.waited_s)
                         tally.cached += 0 if candidate else event.cached_tokens or 0
                         delta = _with_prompt(delta, plan.prompts[number], event, lease.text)
                     if reader is not None:

@@ -110,6 +110,7 @@ class Meter:
         self._arrived = time.perf_counter()
         self._labels: tuple[str, str, str] = ("", "", "")
         self._begun = False
+        self._loaded_s = 0.0  # from the arrival to the engine
         self._ended: list[Timer] = []
 
     def __enter__(self) -> "Meter":
@@ -121,10 +122,10 @@ class Meter:
 
     def begin(self, served: Served, prompt_tokens: int) -> None:
         self._labels = _labels(served)
+        self._loaded_s = time.perf_counter() - self._arrived
         if not self._begun:
             self._begun = True
             self._metrics.prompt_tokens.labels(*self._labels).inc(prompt_tokens)
-            self._metrics.queued.labels(*self._labels).observe(time.perf_counter() - self._arrived)
 
     def again(self) -> None:
         """Its engine died before it answered: another one is asked."""
@@ -133,7 +134,7 @@ class Meter:
     @contextmanager
     def sequence(self) -> Iterator["Timer"]:
         """Around one answer of the request."""
-        timer = Timer(self._metrics, self._labels, self._arrived)
+        timer = Timer(self._metrics, self._labels, self._arrived, self._loaded_s)
         try:
             yield timer
         finally:
@@ -142,14 +143,20 @@ class Meter:
 
 
 class Timer:
-    def __init__(self, metrics: Metrics, labels: tuple[str, str, str], arrived: float) -> None:
+    def __init__(
+        self, metrics: Metrics, labels: tuple[str, str, str], arrived: float, loaded_s: float
+    ) -> None:
         self._first = metrics.first_token.labels(*labels)
         self._between = metrics.between_tokens.labels(*labels)
         self._generated = metrics.generation_tokens.labels(*labels)
-        self._metrics, self._labels, self._arrived = metrics, labels, arrived
+        self._metrics, self._labels, self._arrived, self._loaded_s = metrics, labels, arrived, loaded_s
         self._last: float | None = None
         self._seconds = 0.0
         self.finish: Finish | None = None
+
+    def waited(self, seconds: float) -> None:
+        """In the engine, for a slot."""
+        self._metrics.queued.labels(*self._labels).observe(self._loaded_s + seconds)
 
     def tokens(self, count: int) -> None:
         """So many have arrived together. They share the time since the last ones; that before the first token

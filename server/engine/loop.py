@@ -9,6 +9,7 @@ from server.engine.compiler import Compiler
 from server.engine.constrain import Constraint
 from server.engine.scheduler import Scheduler
 from server.engine.step import Batch, Executor, StepFailed
+from server.engine.waits import Waits
 from server.errors import EngineFailed, ServerError
 from server.types import (
     Abort,
@@ -73,6 +74,7 @@ class EngineLoop:
         self.scheduler = Scheduler(executor.limits)
         self._flying: deque[tuple[Batch, object]] = deque()
         self._outbox: list[Event] = []
+        self._waits = Waits(time.monotonic)
         self._stopping = False
         self._reported = Status()
         self._report_due = 0.0
@@ -129,6 +131,7 @@ class EngineLoop:
             self._emit([event])
 
     def _accept(self, request: Generate) -> None:
+        self._waits.arrived(request.id)
         if request.grammar is None and request.reasoning is None:
             self._add(request, None)
         elif self.compiler is None:
@@ -196,6 +199,7 @@ class EngineLoop:
         """Keep `depth` steps in flight, then wait for the oldest."""
         while len(self._flying) < self.executor.depth:
             batch = self.scheduler.plan()
+            self._waits.begun(self.scheduler.take_begun())
             if not batch.rows and not batch.ops:
                 break
             try:
@@ -230,7 +234,7 @@ class EngineLoop:
     # -- replies ----------------------------------------------------------------------------------
 
     def _emit(self, events: list[Event]) -> None:
-        self._outbox += events
+        self._outbox += map(self._waits.told, events)
 
     def _flush(self) -> None:
         if self._outbox:

@@ -34,6 +34,7 @@ class Scheduler:
         self.running: dict[str, Sequence] = {}
         self._sequences: dict[str, Sequence] = {}
         self._ended: list[int] = []  # keys that the executor may forget
+        self._begun: list[str] = []  # ids of requests that got a slot
         self._arrivals = self._held = 0
         self._preemptions = self._prompt_tokens = self._cached_tokens = self._generated = self._steps = 0
 
@@ -221,6 +222,7 @@ class Scheduler:
         taken = {s.resident.slot for s in self.running.values()}
         sequence.slot, sequence.computed = self.slots.occupy(match, shared, taken), shared
         if not sequence.announced:
+            self._begun.append(sequence.request.id)
             sequence.cached_tokens = shared
             self._cached_tokens += shared
         self.waiting.remove(sequence)
@@ -299,6 +301,11 @@ class Scheduler:
         """Keys of the sequences that ended since the last call."""
         ended, self._ended = self._ended, []
         return ended
+
+    def take_begun(self) -> list[str]:
+        """Ids of the requests that got a slot since the last call; twice where one lost it at once."""
+        begun, self._begun = self._begun, []
+        return begun
 
     def fail(self, batches: list[Batch], reason: str) -> list[Event]:
         """Steps that could not be computed: the youngest sequence pays, the others start again."""

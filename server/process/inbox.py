@@ -90,6 +90,7 @@ def one_by_one(event: Tokens) -> list[Tokens]:
             finish=event.finish if number == last else None,
             complete=event.complete and number == last,
             cached_tokens=None if number else event.cached_tokens,
+            waited_s=0.0 if number else event.waited_s,
             prompt_logprobs=None if number else event.prompt_logprobs,
         )
         for number, token in enumerate(event.tokens)

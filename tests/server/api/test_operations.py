@@ -92,3 +92,43 @@ async def test_tokens_that_do_not_exist_are_refused(http: httpx.AsyncClient) -> 
 async def test_the_interface_is_described(http: httpx.AsyncClient) -> None:
     paths = (await http.get("/openapi.json")).json()["paths"]
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/quantize", "/tokenize"} <= set(paths)
+
+
+NAMED = {  # what operators were promised, by the kind of each
+    "histogram": (
+        "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
+        "request_queue_time_seconds",
+    ),
+    "gauge": (
+        "num_requests_running", "num_requests_waiting", "num_requests_held", "kv_cache_usage_perc", "jobs",
+        "loads_waiting", "memory_budget_bytes", "memory_held_bytes",
+    ),
+    "counter": (
+        "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "num_preemptions",
+        "request_success", "request_rejections", "engine_loads", "engine_evictions", "engine_restarts",
+    ),
+}  # fmt: skip
+
+
+async def test_every_metric_is_there_under_its_name_and_kind(http: httpx.AsyncClient) -> None:
+    assert (await http.post(CHAT, json=chat())).status_code == 200
+    assert (await http.post(CHAT, json={})).status_code == 400
+    text = (await http.get("/metrics")).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for kind, names in NAMED.items():
+        for name in names:
+            family = families[f"quantserve:{name}"]
+            assert family.type == kind, name
+            assert family.documentation, name
+    [refused] = [s for s in families["quantserve:request_rejections"].samples if s.name.endswith("_total")]
+    assert refused.labels == {"code": "invalid_value"}
+
+
+async def test_the_time_in_the_queue_is_that_until_a_slot(http: httpx.AsyncClient) -> None:
+    """Four slots: the others wait for as long as the first four take, and their queue time says so."""
+    long = chat(max_tokens=200, messages=[{"role": "user", "content": "a"}])
+    await asyncio.gather(*(http.post(CHAT, json={**long, "user": str(n)}) for n in range(12)))
+    assert await metric(http, "request_queue_time_seconds_count") == 12
+    whole = await metric(http, "e2e_request_latency_seconds_sum")
+    queued = await metric(http, "request_queue_time_seconds_sum")
+    assert 0.2 * whole < queued < whole
