@@ -42,7 +42,7 @@ def verdict(found: Rounding | None) -> str:
     return str(judge(measurement(0.05, rounding=found), Gate()))
 
 
-@pytest.mark.parametrize("recipe", ["q8_0", "q4_k_m", "q2_k"])
+@pytest.mark.parametrize("recipe", ["q4_k_m", "q2_k"])
 def test_gguf(tmp_path: Path, session_cache: Path, tiny_chat: Path, gguf_f32: Path, recipe: str) -> None:
     folder = build(session_cache, tiny_chat, recipe)
     source = gguf_f32 / "model.gguf"
