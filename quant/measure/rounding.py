@@ -23,6 +23,7 @@ Rows = npt.NDArray[np.float32]
 WORST = 5
 ALL_WEIGHTS = 100_000_000  # of a model that is read whole; of larger ones a sample of rows
 SAMPLED_ROWS = 64
+LARGEST = 8_000_000  # weights of one matrix that are read
 ROUNDED_ROWS = 32  # that are rounded again, to know what the type does to them
 FAINT = 1e-3  # of the rows' mean square: what a row below it loses does not matter
 BROKEN = 1e9  # stands for NaN
@@ -95,9 +96,14 @@ def gguf_pairs(source: Path, variant: Path) -> Iterator[Pair]:
             yield Pair(tensor.name, own, found, partial(rounded, kind.name.lower()), costly=True)
 
 
+def row_step(rows: int, weights: int, sampled: bool) -> int:
+    """The distance of the rows that are read. Of a large embedding not all: three copies of it would be in memory."""
+    return max(1, rows // SAMPLED_ROWS) if sampled else -(-weights // LARGEST)
+
+
 def _sample(tensor: Any, sampled: bool) -> Rows:
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-    some = rows[:: max(1, len(rows) // SAMPLED_ROWS)] if sampled else rows
+    some = rows[:: row_step(len(rows), int(tensor.n_elements), sampled)]
     if some.dtype == np.uint8:
         return unpacked(tensor.tensor_type.name.lower(), some)
     found: Rows = some.astype(np.float32)

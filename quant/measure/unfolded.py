@@ -15,7 +15,7 @@ import torch
 
 from quant.checkpoint import checkpoint_tensors, read_config
 from quant.formats.modules import QuantizedModule, quantized_modules
-from quant.measure.rounding import ALL_WEIGHTS, SAMPLED_ROWS, Pair, Rows
+from quant.measure.rounding import ALL_WEIGHTS, Pair, Rows, row_step
 from quant.safetensors_header import TensorInfo
 from quant.scheme import Scheme
 
@@ -41,7 +41,7 @@ def torch_pairs(source: Path, variant: Path, method: str) -> Iterator[Pair]:
         found = _decoded(module)
         if method in FOLDING:
             own = _scaled(own, found, rows=name.endswith(READ_BY_LINEARS))
-        step = max(1, len(own) // SAMPLED_ROWS) if sampled else 1
+        step = row_step(len(own), own.size, sampled)
         yield Pair(name, own[::step], found[::step], _rounder(module, ALLOWED.get(method, 1.0)), costly=False)
 
 

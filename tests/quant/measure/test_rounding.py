@@ -13,7 +13,7 @@ import pytest
 from quant.gguf.rounding import is_known, rounded, unpacked
 from quant.measure.gate import Gate, judge
 from quant.measure.measurement import Rounding
-from quant.measure.rounding import gguf_pairs, rounding_of
+from quant.measure.rounding import gguf_pairs, rounding_of, row_step
 from quant.measure.unfolded import torch_pairs
 from tests.conftest import build
 from tests.quant.measure.breaking import change_tensors, swap_scales, zero_block, zero_bytes
@@ -113,6 +113,13 @@ def tiny_two_blocks(tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory) -
     few |= {name: one for name, one in tensors.items() if ".layers.1." in name}
     save_file(few, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def test_large_matrices_are_read_in_part() -> None:
+    assert row_step(1024, 1024 * 256, sampled=False) == 1
+    assert row_step(150_000, 150_000 * 1024, sampled=False) == 20
+    assert row_step(150_000, 150_000 * 1024, sampled=True) == 2343
+    assert row_step(32, 32 * 64, sampled=True) == 1
 
 
 def test_types_are_unpacked_as_gguf_does() -> None:
