@@ -97,7 +97,7 @@ def gguf_pairs(source: Path, variant: Path) -> Iterator[Pair]:
 
 
 def row_step(rows: int, weights: int, sampled: bool) -> int:
-    """The distance of the rows that are read. Of a large embedding not all: three copies of it would be in memory."""
+    """The distance of the rows that are read: not all of a large embedding, held three times."""
     return max(1, rows // SAMPLED_ROWS) if sampled else -(-weights // LARGEST)
 
 
