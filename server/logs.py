@@ -4,6 +4,7 @@ Prompts, keys and what clients sent are logged nowhere; lines are cut all the sa
 libraries' messages have any length.
 """
 
+import asyncio
 import logging
 import time
 from contextvars import ContextVar
@@ -20,7 +21,15 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 def configure(settings: Settings) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if settings.log_format == "json" else TextLines(TEXT))
+    handler.addFilter(is_news)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """What a second signal cuts ends in CancelledError, as an exception or as the text of one."""
+    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        return False
+    return not (record.name == "uvicorn.error" and record.getMessage().rstrip().endswith("CancelledError"))
 
 
 class TextLines(logging.Formatter):

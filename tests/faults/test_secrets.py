@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import secrets
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.faults.servers import COMPLETIONS, Server, serving, toy_models
+from tests.faults.servers import COMPLETIONS, REPO, Server, serving, toy_models, until
+from tests.quant.checkpoints import write_checkpoint
 
 MARKERS = 200
 
@@ -69,3 +71,19 @@ def test_no_marker_appears_anywhere(tmp_path: Path) -> None:
             json.loads(line)
     if listening:
         assert ports == {f"127.0.0.1:{server.port}"}
+
+
+def test_a_builds_log_names_no_folder(tmp_path: Path) -> None:
+    """What libraries say of the cache and the source is told without their places."""
+    model = write_checkpoint(tmp_path / "private" / "model")
+    text = f"models:\n  m: {{source: {model}, variants: [f16], context: 64}}\n"
+    path = f"{Path(__file__).with_name('talking')}{os.pathsep}{REPO}"
+    with serving(tmp_path / "run", text, PYTHONPATH=path) as server:
+        id = server.post("/quantize", {"model": "m", "recipe": "q8_0"}).json()["id"]
+        until(lambda: server.http.get(f"/quantize/{id}").json()["state"] == "done", 60)
+        log = server.http.get(f"/quantize/{id}/log").text
+        events = server.http.get(f"/quantize/{id}/events", headers={"Last-Event-ID": "0"}).text
+    assert "<cache>" in log
+    assert "<source>" in log
+    assert str(server.cache) not in log + events
+    assert str(model) not in log + events
