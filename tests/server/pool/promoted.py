@@ -1,4 +1,5 @@
-"""Kills servers while they promote: `python -m tests.server.pool.promoted FOLDER SOURCE every|written`.
+"""Kills servers while a name moves:
+`python -m tests.server.pool.promoted FOLDER SOURCE every|written promote|rollback`.
 
 A process of its own that forks victims, as tests.quant.killed does. After each kill a new server is asked who
 answers to the bare name: it is the old or the new variant, and it answers.
@@ -10,43 +11,45 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Literal
 
 from quant.measure.measurement import files_digest, write_measurement
 from quant.store import VariantStore
 from server.catalog import Model
 from server.pool.promoting import Promoter
+from server.pool.promotions import Promoted, Promotions
 from tests.conftest import build
 from tests.quant.killed import fork
 from tests.quant.measure.measurements import measurement
 from tests.server.pool.support import answer, pool_of
 
 OLD, NEW = "f16", "q8_0"
-Moments = Literal["every", "written"]
 CHANGING = frozenset({"open", "os.rename", "os.remove", "os.utime", "os.mkdir", "fcntl.flock"})
 ENGINES = frozenset({"os.fork", "subprocess.Popen"})
 
 
 def main(arguments: list[str]) -> None:
-    folder, source, moments = Path(arguments[0]), arguments[1], arguments[2]
+    folder, source, moments, verb = Path(arguments[0]), *arguments[1:]
     seed = folder / "seed"
     for recipe in (OLD, NEW):
         measured(seed, Path(source), recipe)
+    before, after = (OLD, NEW) if verb == "promote" else (NEW, OLD)
+    if verb == "rollback":
+        Promotions(seed).promote("m", NEW, OLD)
     killed, seen = 0, set()
     for last in range(1, 1000):
         cache = folder / str(last)
         shutil.copytree(seed, cache)
-        code = ended(cache, source, last, moments)
+        code = ended(cache, source, last, moments, verb)
         assert code in {0, -signal.SIGKILL}, code
         name = who(cache, source)
         assert name in {OLD, NEW}, name
         seen.add(name)
         shutil.rmtree(cache)
         if code == 0:
-            assert name == NEW
+            assert name == after
             break
         killed += 1
-    assert seen == {OLD, NEW}
+    assert seen == {before, after}
     sys.stdout.write(f"{killed}\n")
 
 
@@ -62,35 +65,40 @@ def model_of(source: str) -> Model:
     return Model(id="m", source=source, variants=(OLD, NEW), default=OLD, backend="toy-rows", context=64)
 
 
-def ended(cache: Path, source: str, last: int, moments: str) -> int:
+def ended(cache: Path, source: str, last: int, moments: str, verb: str) -> int:
     """The exit status of a server that promotes; killed at moment number `last`, if it comes to it."""
-    child = fork(lambda: asyncio.run(_promote(cache, source, last, moments)))
+    child = fork(lambda: asyncio.run(_move(cache, source, last, moments, verb)))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-async def _promote(cache: Path, source: str, last: int, moments: str) -> None:
+async def _move(cache: Path, source: str, last: int, moments: str, verb: str) -> None:
     model = model_of(source)
     pool = pool_of(cache, model)
     await pool.start()
     async with pool.acquire("m", wait_s=None) as lease:
-        assert lease.variant.recipe == OLD
+        assert lease.variant.recipe == (OLD if verb == "promote" else NEW)
     killer = Killer(cache, last)
     if moments == "every":
         killer.arm()
     else:
-        promote = pool.promotions.promote
-
-        def armed(model: str, variant: str, instead_of: str) -> None:
-            """Nothing written yet; every step of the writing; and written, but the old engine still there."""
-            killer.arm()
-            killer.moment()
-            promote(model, variant, instead_of)
-            killer.moment()
-
-        pool.promotions.promote = armed  # type: ignore[method-assign]
-    await Promoter(pool, pool._jobs).promote(model, NEW)
+        _arm_at_writing(pool.promotions, killer)
+    promoter = Promoter(pool, pool._jobs)
+    await (promoter.promote(model, NEW) if verb == "promote" else promoter.roll_back(model))
     killer.moment()
     await pool.close(grace_s=0)
+
+
+def _arm_at_writing(promotions: Promotions, killer: "Killer") -> None:
+    """Nothing written yet; every step of the writing; and written, but the engine before still there."""
+    write = promotions._write
+
+    def armed(every: dict[str, Promoted]) -> None:
+        killer.arm()
+        killer.moment()
+        write(every)
+        killer.moment()
+
+    promotions._write = armed  # type: ignore[method-assign]
 
 
 class Killer:

@@ -58,26 +58,24 @@ def test_a_crash_before_the_rename_changes_nothing(tmp_path: Path, monkeypatch: 
         assert found.variant == "b"
 
 
-def kills(folder: Path, moments: str) -> int:
-    """How many servers were killed while they promoted; after each the old or the new variant answers."""
+def kills(folder: Path, moments: str, verb: str) -> int:
+    """How many servers were killed while a name moved; after each the old or the new variant answers."""
     source = write_checkpoint(folder / "source")
-    command = [
-        sys.executable,
-        "-m",
-        "tests.server.pool.promoted",
-        str(folder / "caches"),
-        str(source),
-        moments,
-    ]
+    arguments = [str(folder / "caches"), str(source), moments, verb]
+    command = [sys.executable, "-m", "tests.server.pool.promoted", *arguments]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return int(ended.stdout)
 
 
-def test_a_kill_at_any_step_of_the_writing_leaves_the_old_or_the_new_serving(tmp_path: Path) -> None:
-    assert kills(tmp_path, "written") >= 8
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_a_kill_at_any_step_of_the_writing_leaves_the_old_or_the_new_serving(
+    tmp_path: Path, verb: str
+) -> None:
+    assert kills(tmp_path, "written", verb) >= 6
 
 
 @pytest.mark.slow
-def test_so_does_a_kill_at_every_step_of_a_promotion(tmp_path: Path) -> None:
-    assert kills(tmp_path, "every") >= 20
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_so_does_a_kill_at_every_step(tmp_path: Path, verb: str) -> None:
+    assert kills(tmp_path, "every", verb) >= 20
