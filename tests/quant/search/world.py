@@ -18,6 +18,7 @@ from quant.search.target import Target
 
 LAYERS = 8
 FIXED = 1_000_000
+TEXTS = 600_000  # of those, in files that count for no bits of weights
 NOTHING = Evidence()
 STACK = Stack(layers=LAYERS, shared_heads=2, tied=True)
 SHAPES = {
@@ -124,7 +125,7 @@ class World:
             stage=stage,  # type: ignore[arg-type]
             key=name,
             bytes=size,
-            bits_per_weight=8 * size / self.space.elements,
+            bits_per_weight=8 * (size - TEXTS) / self.space.elements,
             kl=Figure(self.kl(kinds, "evaluation"), 1e-5),
             top1=Figure(0.9, 0.01),
             texts=48,
