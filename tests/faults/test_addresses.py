@@ -144,21 +144,17 @@ def quotable(form: str) -> str:
     return form.replace("\x00", "").replace("\\", "/")
 
 
-@pytest.mark.parametrize(
-    "name", ["../toy", "..%2ftoy", "toy/../../x", "%2e%2e/%2e%2e/etc/passwd", "/etc/passwd", "toy:../x"]
-)
-def test_names_that_lead_elsewhere_are_unknown(tmp_path: Path, name: str) -> None:
+def test_names_that_lead_elsewhere_are_unknown(tmp_path: Path) -> None:
+    names = ("../toy", "..%2ftoy", "toy/../../x", "%2e%2e/%2e%2e/etc/passwd", "/etc/passwd", "toy:../x")
     with serving(tmp_path, toy_models(tmp_path, preload="false")) as server:
-        ask(server, name)
+        for name in names:
+            answer = server.post(COMPLETIONS, {"model": name, "prompt": "a"})
+            assert answer.status_code == 404, name
+            assert answer.json()["error"]["code"] == "model_not_found"
+            assert looked_up(server, name).startswith(b"HTTP/1.1 404 "), name
 
 
-def ask(server: Server, name: str) -> None:
-    answer = server.post(COMPLETIONS, {"model": name, "prompt": "a"})
-    assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "model_not_found"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(
-            f"GET /v1/models/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
-        )
-        head = connection.recv(100)
-    assert head.startswith(b"HTTP/1.1 404 ")
+def looked_up(server: Server, name: str) -> bytes:
+    head = f"GET /v1/models/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with server.send(head.encode()) as connection:
+        return connection.recv(100)

@@ -24,6 +24,7 @@ from tests.faults.servers import (
     in_threads,
     percentile,
     request,
+    resident,
     serving,
     told,
     toy_models,
@@ -125,7 +126,7 @@ def test_refusals_are_quick_and_what_is_accepted_ends(tmp_path: Path) -> None:
 
 
 def soak(server: Server, count: int) -> tuple[list[int], list[int], list[int]]:
-    """Memory, files and threads of the web process, twenty times along the way."""
+    """Memory of web process and engines, files and threads of the web process, twenty times along the way."""
     rng = random.Random(22)
     memory, files, threads = list[int](), list[int](), list[int]()
     for number in range(count):
@@ -139,7 +140,7 @@ def soak(server: Server, count: int) -> tuple[list[int], list[int], list[int]]:
         else:
             assert server.post(COMPLETIONS, {**SHORT, "max_tokens": 2}).status_code == 200
         if number % (count // 20) == 0:
-            memory.append(server.memory())
+            memory.append(server.memory() + sum(resident(pid) for pid in server.children()))
             files.append(server.files())
             threads.append(server.threads())
     return memory, files, threads
