@@ -1,4 +1,4 @@
-"""A power cut at any moment of a build: `python -m tests.faults.power MODEL FOLDER EVERY [nosync]`.
+"""A power cut at any moment of a build: `python -m tests.faults.power MODEL RECIPE FOLDER EVERY [nosync]`.
 
 The build is recorded: before each file operation, what every folder and file below the cache holds, and what
 of it was synced. From each such moment disks are made as a power cut may leave them. Of a file they hold what
@@ -172,10 +172,11 @@ def disks(moments: list[Moment], place: Path) -> Iterator[Path]:
             shutil.rmtree(place)
 
 
-def build(model: str, cache: Path) -> Manifest:
+def build(model: str, recipe: str, cache: Path) -> Manifest:
     source = open_source(model, cache=cache)
-    variant = build_variant(source, parse_recipe("q8_0"), VariantStore(cache), progress=ignore, threads=1)
-    return variant.variant.manifest
+    store = VariantStore(cache)
+    done = build_variant(source, parse_recipe(recipe), store, progress=ignore, threads=1, device="cpu")
+    return done.variant.manifest
 
 
 def is_sound(cache: Path) -> bool:
@@ -193,22 +194,22 @@ def is_sound(cache: Path) -> bool:
     return True
 
 
-def main(model: str, folder: Path, every: int, nosync: bool) -> None:
+def main(model: str, recipe: str, folder: Path, every: int, nosync: bool) -> None:
     cache = folder / "recorded"
     cache.mkdir(parents=True)
     recorder = Recorder(cache, nosync=nosync)
     recorder.install()
-    moments = recorder.record(lambda: build(model, cache))
+    moments = recorder.record(lambda: build(model, recipe, cache))
     expected = VariantStore(cache).list()[0].manifest
     count = bad = 0
     for count, disk in enumerate(disks(moments, folder / "disk"), 1):
         whole = is_sound(disk)
         if whole and count % every == 0:
-            whole = build(model, disk).files == expected.files and is_sound(disk)
+            whole = build(model, recipe, disk).files == expected.files and is_sound(disk)
         bad += not whole
     lost = sum(not VariantStore(disk).list() for disk in disks(moments[-1:], folder / "disk"))
     sys.stdout.write(f"{len(moments)} {count} {bad} {lost}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] == ["nosync"])
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5:] == ["nosync"])

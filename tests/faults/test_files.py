@@ -98,20 +98,20 @@ def _manifest_is_harmless(store: VariantStore, key: str, original: bytes) -> Non
     assert {file.path: file.sha256 for file in found.manifest.files} == before
 
 
-@pytest.mark.parametrize("control", [(), ("nosync",)])
-def test_a_power_cut_at_any_moment_of_a_build(tmp_path: Path, model: Path, control: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "control"),
+    [("q8_0", ()), ("nf4", ()), ("q8_0", ("nosync",))],
+    ids=["gguf", "torch", "control"],
+)
+def test_a_power_cut_at_any_moment_of_a_build(
+    tmp_path: Path, model: Path, recipe: str, control: tuple[str, ...]
+) -> None:
     """R11: whatever was not synced is lost or garbled; a disk that syncs nothing is the positive control."""
-    every = "1000000" if control else str(amount(short=12, full=1))
-    command = [
-        sys.executable,
-        "-m",
-        "tests.faults.power",
-        str(model),
-        str(tmp_path / "disks"),
-        every,
-        *control,
-    ]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=600, check=False)
+    short = 12 if recipe == "q8_0" else 200
+    every = "1000000" if control else str(amount(short=short, full=1))
+    arguments = [str(model), recipe, str(tmp_path / "disks"), every, *control]
+    command = [sys.executable, "-m", "tests.faults.power", *arguments]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     moments, disks, wrong, lost = map(int, done.stdout.split())
     assert moments > 40
@@ -120,7 +120,9 @@ def test_a_power_cut_at_any_moment_of_a_build(tmp_path: Path, model: Path, contr
         assert wrong > 0
         assert lost > 0
     else:
-        told(f"R11: {disks} disks after a power cut at {moments} moments of a build, {wrong} of them wrong")
+        told(
+            f"R11 {recipe}: {disks} disks, a power cut at {moments} moments of a build, {wrong} of them wrong"
+        )
         assert (wrong, lost) == (0, 0)
 
 
