@@ -216,7 +216,7 @@ async def test_refused_recipes_are_not_repeated_either(http: httpx.AsyncClient, 
 
 
 async def test_a_request_may_limit_its_own_time(tmp_path: Path) -> None:
-    long = toy(write_gguf(tmp_path / "toy.gguf"), context=60_000)
+    long = toy(write_gguf(tmp_path / "toy.gguf", context=60_000), context=60_000)
     async with application(tmp_path, long) as app, client(app) as http:
         assert (await http.post(CHAT, json=chat(max_tokens=2, timeout=20))).status_code == 200
         endless = completion(prompt=[5], max_tokens=50_000, timeout=0.3)

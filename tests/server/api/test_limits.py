@@ -74,7 +74,7 @@ def test_only_so_many_callers_are_remembered_and_running_ones_always() -> None:
 
 
 async def test_over_http_a_key_that_is_busy_gets_429_and_another_is_served(tmp_path: Path) -> None:
-    long = toy(write_gguf(tmp_path / "toy.gguf"), context=60_000)
+    long = toy(write_gguf(tmp_path / "toy.gguf", context=60_000), context=60_000)
     endless = completion(prompt=[5], max_tokens=50_000, timeout=1.5)
     keys = {"api_keys": ("one", "two"), "key_concurrency": 1}
     async with application(tmp_path, long, **keys) as app, client(app) as http:

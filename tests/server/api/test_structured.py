@@ -42,7 +42,7 @@ PLAIN = {"type": "function", "function": {"name": "stop"}}
 
 @pytest.fixture
 async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    model = toy(write_gguf(tmp_path / "toy.gguf"), context=4096, parallel=4)
+    model = toy(write_gguf(tmp_path / "toy.gguf", context=4096), context=4096, parallel=4)
     async with application(tmp_path, model) as app, client(app) as http:
         yield http
 
@@ -301,7 +301,7 @@ BOMBS: dict[str, dict[str, Any]] = {
 
 async def test_bombs_are_refused_soon_and_harm_nobody(tmp_path: Path) -> None:
     assert len(BOMBS) >= 35
-    model = toy(write_gguf(tmp_path / "toy.gguf"), context=4096, parallel=4)
+    model = toy(write_gguf(tmp_path / "toy.gguf", context=4096), context=4096, parallel=4)
     slow = {}
     async with application(tmp_path, model, lark_grammars=True) as app, client(app) as http:
         await ask(http, guided_choice=["warm"])

@@ -12,7 +12,7 @@ CONTEXT = 60_000
 
 
 def main(folder: Path, port: int) -> None:
-    model = toy(write_gguf(folder / "toy.gguf"), preload=True, context=CONTEXT, parallel=16)
+    model = toy(write_gguf(folder / "toy.gguf", context=CONTEXT), preload=True, context=CONTEXT, parallel=16)
     run(Settings(cache=folder / "cache", port=port), Catalog((model,)))
 
 

@@ -39,7 +39,7 @@ def cli(tmp_path: Path) -> Cli:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 

@@ -36,9 +36,9 @@ def measured(folder, weights):
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before, began = status("VmRSS"), time.monotonic()
+    before, began = status("VmRSS"), time.process_time()
     executor = open_model(Path(folder), parallel=1, context=32, options={"weights": weights})
-    peak, seconds = status("VmHWM") - before, time.monotonic() - began
+    peak, seconds = status("VmHWM") - before, time.process_time() - began
     ctypes.CDLL(None).malloc_trim(0)
     held = status("VmRSS") - before
     executor.close()
@@ -53,7 +53,7 @@ FORMATS = ("plain", *KINDS)
 
 @dataclass(frozen=True)
 class Loading:
-    """Bytes at the worst moment and after it, beside what the process had; seconds."""
+    """Bytes at the worst moment and after it, beside what the process had; seconds of a processor."""
 
     peak: int
     held: int
