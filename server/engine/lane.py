@@ -29,9 +29,12 @@ class Lane:
         return step < self._until and not self.busy
 
     def next_user(self, waiting: list[Sequence]) -> Sequence | None:
-        if not self._exists or self.busy:
+        """The first short one of those that are the most important; they are sorted by rank."""
+        able = [one for one in waiting if not one.held]
+        if not self._exists or self.busy or not able:
             return None
-        return next((one for one in waiting if not one.held and is_short(one)), None)
+        most = able[0].request.priority
+        return next((one for one in able if one.request.priority == most and is_short(one)), None)
 
     def open(self, step: int) -> None:
         self._until = step + OPEN_STEPS
@@ -46,6 +49,8 @@ def is_short(sequence: Sequence) -> bool:
     return size <= SHORT_PROMPT and sequence.limit - size <= SHORT_ANSWER
 
 
-def interruptible(sequence: Sequence) -> bool:
-    """A reproducible answer would have to be computed again token by token."""
-    return not sequence.params.reproducible and len(sequence.tokens) - sequence.prompt_tokens >= LONG_ANSWER
+def interruptible(sequence: Sequence, user: Sequence) -> bool:
+    """Not a more important answer, nor a reproducible one, which would be computed again token by token."""
+    if sequence.params.reproducible or sequence.request.priority < user.request.priority:
+        return False
+    return len(sequence.tokens) - sequence.prompt_tokens >= LONG_ANSWER

@@ -179,15 +179,17 @@ class Scheduler:
         sequence = self._lane.next_user(self.waiting)
         if sequence is None:
             return
-        if len(self.running) == self.limits.running and not (self._displace_held() or self._interrupt()):
+        if len(self.running) == self.limits.running and not (
+            self._displace_held() or self._interrupt(sequence)
+        ):
             return
         self._lane.open(self._steps)
         self._fit_in(sequence)
         self._lane.enter(sequence)
 
-    def _interrupt(self) -> bool:
-        """Take the slot of a long answer, the one that has least to compute again; False: there is none."""
-        able = [s for s in self.running.values() if interruptible(s)]
+    def _interrupt(self, user: Sequence) -> bool:
+        """Take the slot of the long answer that has least to compute again; False: there is none."""
+        able = [s for s in self.running.values() if interruptible(s, user)]
         if able:
             self._preempt(min(able, key=lambda s: (len(s.tokens), s.key)))
         return bool(able)

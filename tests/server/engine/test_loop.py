@@ -258,3 +258,13 @@ def test_neither_reproducible_answers_nor_those_that_have_just_begun_are_interru
     assert result.statuses[-1].preemptions == 0
     result = run("toy-rows", {0: [*crowd(4)], 10: [ask("short", (9, 9))]}, limits)
     assert 14 <= result.events_before("long 0", "short") <= 20
+
+
+@pytest.mark.parametrize(("mine", "theirs", "interrupted"), [(0, 0, 1), (0, 5, 1), (5, 0, 0)])
+def test_what_matters_more_is_not_interrupted(mine: int, theirs: int, interrupted: int) -> None:
+    limits = Limits(running=4, slots=4, context=256, kv_tokens=1024, step_tokens=40, page=4)
+    long = [replace(request, priority=theirs) for request in crowd(4)]
+    short = replace(ask("short", (9, 9)), priority=mine)
+    result = run("toy-rows", {0: [*long], 30: [short]}, limits)
+    assert result.statuses[-1].preemptions == interrupted
+    assert result.text("short") == alone(short, 256)
