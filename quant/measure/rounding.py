@@ -89,11 +89,12 @@ def gguf_pairs(source: Path, variant: Path) -> Iterator[Pair]:
     ours = gguf.GGUFReader(variant).tensors
     sampled = sum(int(tensor.n_elements) for tensor in ours) > ALL_WEIGHTS
     for tensor in ours:
-        kind, other = tensor.tensor_type, theirs.get(tensor.name)
-        floats = other is not None and other.tensor_type.name in FLOATS
-        if floats and len(tensor.shape) > 1 and kind.name not in FLOATS and is_known(kind.name.lower()):
+        other, kind = theirs.get(tensor.name), tensor.tensor_type.name.lower()
+        if other is None or tuple(other.shape) != tuple(tensor.shape) or other.tensor_type.name not in FLOATS:
+            continue
+        if len(tensor.shape) > 1 and kind.upper() not in FLOATS and is_known(kind):
             own, found = _sample(other, sampled), _sample(tensor, sampled)
-            yield Pair(tensor.name, own, found, partial(rounded, kind.name.lower()), costly=True)
+            yield Pair(tensor.name, own, found, partial(rounded, kind), costly=True)
 
 
 def row_step(rows: int, weights: int, sampled: bool) -> int:

@@ -39,6 +39,8 @@ def torch_pairs(source: Path, variant: Path, method: str) -> Iterator[Pair]:
             continue
         own = _read(theirs[f"{name}.weight"]).float().numpy()
         found = _decoded(module)
+        if found.shape != own.shape:  # stored the other way round, or several in one
+            continue
         if method in FOLDING:
             own = _scaled(own, found, rows=name.endswith(READ_BY_LINEARS))
         step = row_step(len(own), own.size, sampled)
