@@ -17,6 +17,12 @@ from tests.quant.stream.checkpoints import build, decoded, kl, logits_of
 # nats on the text below; what is lost at random is told apart from what a method loses
 WORST = {"fp4": 0.4, "int8": 0.01, "w8a16": 0.002, "gptq-w8g128": 0.002, "w8a8": 0.02}
 WORST_OF_FOUR_BITS = 0.25
+# Searches that look at a quarter of the text and try half of the ratios: a third of the time
+OPTIONS: dict[str, dict[str, float]] = {
+    "awq": {"tokens": 512, "ratios": 10},
+    "smoothquant": {"tokens": 512},
+    "best": {"tokens": 512, "ratios": 10, "steps": 15},
+}
 READ_BY_TRANSFORMERS = ("nf4", "fp4", "int8", "w4a16", "w8a16", "w8a8", "best")
 PRESETS = [name for name, preset in TORCH_PRESETS.items() if preset.method in method_names()]
 TEXT = "What is the capital of France? Paris is the capital of France, and it lies on the river Seine."
@@ -36,8 +42,8 @@ def test_tiny_chat_under_every_preset(name: str, tiny_chat: Path, tmp_path: Path
     spec = preset.spec
     if preset.calibration:
         spec = {**spec, "calibration": {"samples": 16, "length": 128}}
-    if name == "best":
-        spec = {**spec, "options": {"steps": 15}}
+    if preset.method in OPTIONS:
+        spec = {**spec, "options": OPTIONS[preset.method]}
     variant = build(tiny_chat, spec, tmp_path, tokens=None).variant
     ours = logits_of(variant.path, decoded(variant.path, preset.format), text)
     assert kl(logits_of(tiny_chat, tokens=text), ours) < WORST.get(name, WORST_OF_FOUR_BITS)
