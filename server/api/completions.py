@@ -22,13 +22,13 @@ from server.api.generate import (
     sampling_params,
 )
 from server.api.logprobs import completion_logprobs, prompt_logprobs
+from server.api.room import require_room
 from server.api.schema.answers import Completion, CompletionChoice
 from server.api.schema.completions import CompletionRequest
 from server.api.whole import Answer, Whole
 from server.pool.states import Lease
 from server.text.detokenize import detokenize
 from server.text.infill import infill_prompt
-from server.text.model import TextModel
 from server.types import Grammar
 
 router = APIRouter(tags=["inference"])
@@ -50,7 +50,7 @@ async def completions(
 
 async def _plan(body: CompletionRequest, id: str, salt: str, grammar: Grammar | None, lease: Lease) -> Plan:
     text = lease.text
-    prompts = await asyncio.gather(*(_prompt(prompt, body, text) for prompt in body.prompt))
+    prompts = await asyncio.gather(*(_prompt(prompt, body, lease) for prompt in body.prompt))
     return Plan(
         id=id,
         prompts=tuple(prompts),
@@ -69,10 +69,13 @@ async def _plan(body: CompletionRequest, id: str, salt: str, grammar: Grammar | 
     )
 
 
-async def _prompt(prompt: str | list[int], body: CompletionRequest, text: TextModel) -> Prompt:
+async def _prompt(prompt: str | list[int], body: CompletionRequest, lease: Lease) -> Prompt:
     """A text is echoed as it was sent, tokens as what they spell."""
-    echo = body.echo
+    echo, text = body.echo, lease.text
+    if isinstance(prompt, str):
+        require_room(prompt, lease, "prompt")
     if body.suffix:
+        require_room(body.suffix, lease, "suffix")
         if not isinstance(prompt, str):
             check_tokens(prompt, text, "prompt")
         return Prompt(tokens=tuple(await infill_prompt(prompt, body.suffix, text)))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from server.api.generate import Plan, Prompt, sampling_params
+from server.api.room import require_room
 from server.api.schema.chat import ChatRequest, Effort
 from server.errors import RequestError, UnsupportedParameter
 from server.pool.states import Lease
@@ -39,6 +40,7 @@ async def plan_chat(body: ChatRequest, id: str, salt: str, grammar: Grammar | No
     """`grammar` is what `body.grammar` says. Raises RequestError."""
     text = lease.text
     rendered = await asyncio.to_thread(render, body, text)
+    require_room(rendered, lease, "messages")
     prompt = await text.encode_rendered(rendered)
     if body.offered:
         grammar = _with_calls(body, text, grammar)

@@ -15,6 +15,7 @@ from server.api.body import json_body
 from server.api.deps import Services, Using, announce, correct
 from server.api.generate import check_tokens, refuse_when_full
 from server.api.leaving import unless_gone
+from server.api.room import require_room
 from server.api.schema.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
 from server.errors import ContextTooLong, RequestError, UnsupportedParameter
 from server.pool.states import Lease
@@ -76,6 +77,7 @@ def _width(body: EmbeddingRequest, lease: Lease) -> int:
 async def _tokens(item: str | list[int], lease: Lease) -> Sequence[int]:
     """Raises RequestError."""
     if isinstance(item, str):
+        require_room(item, lease, "input")
         tokens = await lease.text.encode(item, add_special=True, parse_special=False) if item else []
     else:
         check_tokens(item, lease.text, "input")

@@ -122,7 +122,7 @@ class Gatekeeper:
 def refusal(id: str, verdict: Verdict) -> VariantRejected:
     return VariantRejected(
         f"{id} is too far from its source to be served: {'; '.join(verdict.reasons)}; "
-        "serve_anyway: true in models.yaml serves it all the same",
+        "gate: {serve_anyway: true} in models.yaml serves it all the same",
         param="model",
     )
 

@@ -1,21 +1,26 @@
 """What the compiler of a schema would write otherwise than the schema has it. Pure.
 
 llguidance 1.9 keeps numbers as 64-bit floats, and drops control characters from fixed texts and expressions:
-JSON has them as \\uXXXX only, which server.engine.grammars forbids for a reason of its own.
+JSON has them as \\uXXXX only, which server.engine.grammars forbids for a reason of its own. It lets a number
+reach a whole bound that excludes itself where the other bound is less than one away, reads classes of
+characters as Rust does, and forgets prefixItems beside additionalItems.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 LARGEST = 2**53  # up to which a float tells all whole numbers apart
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 SHORT = frozenset("\b\t\n\f\r")  # control characters with an escape of their own in JSON
 UNIT = re.compile(
     r"\\(?:x(?P<two>[0-9A-Fa-f]{2})|u(?P<four>[0-9A-Fa-f]{4})|[xuU]\{(?P<any>[0-9A-Fa-f]{1,8})\}|(?P<name>.))"
-    r"|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<plain>.)",
+    r"|(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<plain>.)",
     re.DOTALL,
 )
+ESCAPED = re.compile(r"\\.", re.DOTALL)
+OPERATORS = re.compile(r"\[|&&|--|~~")  # of classes, in Rust's expressions
 NAMED = {"v": 0x0B, "a": 0x07}
 
 
@@ -30,6 +35,26 @@ def inexact(node: Mapping[str, Any]) -> Iterator[str]:
     for key in BOUNDS:
         if is_too_large(node.get(key)):
             yield f"{key}: cannot be enforced beyond {LARGEST}"
+    if (key := reached_bound(node)) is not None:
+        yield f"{key}: a whole number less than 1 from the other bound cannot be excluded"
+    if "prefixItems" in node and "additionalItems" in node:
+        yield "additionalItems: has no meaning beside prefixItems; use items"
+
+
+def reached_bound(node: Mapping[str, Any]) -> str | None:
+    """The keyword of a bound that numbers would reach although it excludes itself."""
+    if node.get("type") == "integer":
+        return None
+    for key, others, sign in (
+        ("exclusiveMinimum", ("maximum", "exclusiveMaximum"), 1),
+        ("exclusiveMaximum", ("minimum", "exclusiveMinimum"), -1),
+    ):
+        bound = node.get(key)
+        if not is_number(bound) or bound != int(bound):
+            continue
+        if any(0 < sign * (other - bound) < 1 for name in others if is_number(other := node.get(name))):
+            return key
+    return None
 
 
 def inexact_expression(pattern: str) -> str | None:
@@ -37,6 +62,8 @@ def inexact_expression(pattern: str) -> str | None:
     for unit in UNIT.finditer(pattern):
         if unit["name"] in ("b", "B"):
             return "word boundaries cannot be enforced"
+        if unit["class"] and OPERATORS.search(ESCAPED.sub("", unit["class"][1:])):
+            return "[, &&, -- and ~~ within a class of characters cannot be enforced; escape them"
         if (char := character(unit)) is not None and is_dropped(char):
             return "control characters cannot be enforced"
     return None
@@ -53,6 +80,10 @@ def character(unit: re.Match[str]) -> str | None:
 
 def is_dropped(char: str) -> bool:
     return (char < " " and char not in SHORT) or char == "\x7f"
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_too_large(value: object) -> bool:
