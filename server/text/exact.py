@@ -35,8 +35,8 @@ def inexact(node: Mapping[str, Any]) -> Iterator[str]:
     for key in BOUNDS:
         if is_too_large(node.get(key)):
             yield f"{key}: cannot be enforced beyond {LARGEST}"
-    if (key := reached_bound(node)) is not None:
-        yield f"{key}: a whole number less than 1 from the other bound cannot be excluded"
+    if (reached := reached_bound(node)) is not None:
+        yield f"{reached}: a whole number less than 1 from the other bound cannot be excluded"
     if "prefixItems" in node and "additionalItems" in node:
         yield "additionalItems: has no meaning beside prefixItems; use items"
 
