@@ -1,8 +1,8 @@
 """What an engine has sent for one request and nobody has taken yet.
 
-Tokens that came since the last look are taken together, a few at a time: whoever is behind catches up, and
-a client still sees the answer grow. Where more lie here than a reader leaves lying, the engine is told to
-compute no more of this request.
+Tokens that came since the last look are taken together: whoever is behind catches up by one step, whatever
+else the event loop has to do. Where more lie here than a reader leaves lying, the engine is told to compute
+no more of this request.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from server.errors import EngineDied
 from server.types import Event, Tokens
 
-TOGETHER = 4  # tokens that are taken at once
 UNREAD = 64  # tokens that may lie here; beyond them the request is held
 
 
@@ -47,18 +46,12 @@ class Inbox:
         return event
 
     def _all(self, first: Tokens) -> Tokens:
-        parts, size = [first], len(first.tokens)
-        while (
-            size < TOGETHER
-            and self._events
-            and isinstance(after := self._events[0], Tokens)
-            and after.finish != "abort"
-        ):
+        parts = [first]
+        while self._events and isinstance(after := self._events[0], Tokens) and after.finish != "abort":
             parts.append(after)
             self._events.popleft()
-            size += len(after.tokens)
-        self._unread -= size
-        if self._held and self._unread <= UNREAD // 2:
+        self._unread -= sum(len(part.tokens) for part in parts)
+        if self._held:
             self._set_held(False)
         return joined(parts)
 
