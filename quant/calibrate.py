@@ -16,7 +16,8 @@ from quant.canonical import canonical_digest, content_digest
 from quant.checkpoint import TOKENIZER
 from quant.dialogue import Template, TemplateFailed
 from quant.errors import BadRecipe, BadSource
-from quant.files import open_regular, shown
+from quant.files import open_regular, shown, sync_file
+from quant.locks import lock_file
 from quant.progress import Report
 from quant.prompts import PromptSet, prompts
 from quant.source import Source
@@ -41,17 +42,37 @@ def calibration_tokens(
     Equal sources and texts give equal tokens on one kind of device and number of threads, and any that the
     cache has.
     """
-    from quant.tensors import read_file, write_file
+    key = _key(source, text)
+    file = cache / "calibration" / f"{key}.safetensors"
+    with lock_file(cache / "locks" / f"calibration-{key}"):  # others wait for this text
+        if (known := _kept(file)) is not None:
+            return known
+        tokens = _make(source, text, rows, device, report)
+        _keep(file, tokens)
+        return tokens
 
-    file = cache / "calibration" / f"{_key(source, text)}.safetensors"
-    if file.exists():
-        return read_file(file)["tokens"]
-    tokens = _make(source, text, rows, device, report)
+
+def _kept(file: Path) -> "torch.Tensor | None":
+    """What a build before this one wrote; None for a file that is damaged, too: it is made anew."""
+    from quant.tensors import read_file
+
+    try:
+        return read_file(file)["tokens"] if file.exists() else None
+    except (BadSource, KeyError):
+        return None
+
+
+def _keep(file: Path, tokens: "torch.Tensor") -> None:
+    from quant.tensors import write_file
+
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.new")
-    write_file(fresh, {"tokens": tokens})
-    fresh.rename(file)
-    return tokens
+    try:
+        write_file(fresh, {"tokens": tokens})
+        sync_file(fresh)
+        fresh.rename(file)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _key(source: Source, text: Text) -> str:

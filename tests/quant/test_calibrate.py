@@ -1,6 +1,7 @@
 """The text that methods look at: the source's own words, our prompts, or a file; the same every time."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,20 @@ def test_a_template_that_writes_without_end_is_stopped() -> None:
         template.ask("?")
     assert len(Template("{{ messages[0]['content'] }}", {}).ask("?" * 10)) == 10
     assert LONGEST >= 1 << 16
+
+
+def test_a_damaged_file_of_the_cache_is_made_anew(source: Source, tmp_path: Path) -> None:
+    text = Text(kind="prompts", samples=2, length=32, seed=1)
+    first = tokens(source, text, tmp_path)
+    [file] = (tmp_path / "calibration").iterdir()
+    file.write_bytes(b"")
+    assert torch.equal(tokens(source, text, tmp_path), first)
+    assert [path.name for path in (tmp_path / "calibration").iterdir()] == [file.name]
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_builds_at_the_same_time_share_one_text(source: Source, tmp_path: Path) -> None:
+    text = Text(kind="prompts", samples=2, length=32, seed=1)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: tokens(source, text, tmp_path), range(8)))
+    assert all(torch.equal(found[0], each) for each in found)
