@@ -17,12 +17,9 @@ from server.text.calls import CallReader, ForcedCalls, FreeCalls
 from server.text.model import TextModel
 from server.text.reasoning import Marks, ThoughtSplitter
 from server.text.tools import (
-    Fields,
     call_grammar,
+    for_template,
     shown_tokens,
-    told,
-    with_calls_written,
-    without_system,
 )
 from server.types import Grammar, Reasoning
 
@@ -75,14 +72,8 @@ async def plan_chat(body: ChatRequest, id: str, salt: str, grammar: Grammar | No
 
 def render(body: ChatRequest, text: TextModel) -> str:
     """The prompt. Takes up to 2 s: call it in a thread. Raises RequestError."""
-    messages: list[Fields] = [message.fields for message in body.messages]
     traits, tools = text.template.traits, body.offered
-    if not traits.tools:
-        messages = told(messages, tools, text.tool_format, shown=traits.calls)
-    elif not traits.calls:
-        messages = with_calls_written(messages, text.tool_format)
-    if not traits.system:
-        messages = without_system(messages)
+    messages = for_template([message.fields for message in body.messages], tools, text.tool_format, traits)
     return text.render(
         messages,
         add_generation_prompt=body.add_generation_prompt is not False,

@@ -7,17 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from server.text.calls import read_calls
 from server.text.model import TextModel
-from server.text.tools import told, with_calls_written, without_system
+from server.text.tools import Fields, for_template
 
 TOKENS = 96  # of an answer at most
 TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {"string": (str,), "number": (int, float), "boolean": (bool,), "array": (list,)}
 )
-Fields = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +54,9 @@ TASKS: tuple[Task, ...] = (
 
 async def prompt_of(task: Task, text: TextModel) -> list[int]:
     """As the server would put it to the model."""
-    messages: list[Fields] = [{"role": "user", "content": task.prompt}]
     tools, traits = [_tool(task)] if task.call else [], text.template.traits
-    if not traits.tools:
-        messages = told(messages, tools, text.tool_format, shown=traits.calls)
-    elif not traits.calls:
-        messages = with_calls_written(messages, text.tool_format)
-    if not traits.system:
-        messages = without_system(messages)
+    asked: Fields = {"role": "user", "content": task.prompt}
+    messages = for_template([asked], tools, text.tool_format, traits)
     return await text.encode_chat(messages, tools=tools if tools and traits.tools else None)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from server.engine.grammars import with_options
 from server.text.formats import CONTROL, JSON, ToolFormat
-from server.text.messages import flatten, parsed
+from server.text.messages import Traits, flatten, parsed
 from server.text.schemas import dump, settled
 from server.text.vocabulary import Vocabulary
 
@@ -41,6 +41,17 @@ def shown_tokens(vocabulary: Vocabulary, texts: Sequence[str] = CONTROL) -> froz
 
 
 # -- telling --------------------------------------------------------------------------------------
+
+
+def for_template(
+    messages: list[Fields], tools: Sequence[Fields], format: ToolFormat, traits: Traits
+) -> list[Fields]:
+    """The messages as a template with these traits can show them, functions and calls included."""
+    if not traits.tools:
+        messages = told(messages, tools, format, shown=traits.calls)
+    elif not traits.calls:
+        messages = with_calls_written(messages, format)
+    return messages if traits.system else without_system(messages)
 
 
 def told(
