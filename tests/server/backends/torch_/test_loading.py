@@ -45,9 +45,12 @@ def measured(folder, weights):
     return peak, held, seconds
 
 first, *rest = json.loads(sys.argv[1])
-measured(*first)  # what allocates once has done so
-print(json.dumps([measured(*each) for each in rest]))
+measured(*first)  # imports
+seconds = [measured(*each)[2] for each in rest]  # and each format has made what it makes once
+print(json.dumps([(*measured(*each)[:2], taken) for each, taken in zip(rest, seconds)]))
 """
+# Freed memory goes back at once, so that what is resident is what is held and not what malloc keeps for later.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 FORMATS = ("plain", *KINDS)
 
 
@@ -64,7 +67,12 @@ def measure(*models: tuple[Path, str]) -> list[Loading]:
     """Loading folders with weights of the kind "packed" or "dense" one after the other, in one process."""
     wanted = json.dumps([[str(folder), weights] for folder, weights in models])
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, wanted], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", PROGRAM, wanted],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        env=os.environ | MALLOC,
     )
     return [Loading(*each) for each in json.loads(done.stdout)]
 
