@@ -140,7 +140,8 @@ def _pack_codebook(layer: CodebookLinear) -> Packed:
         raise CannotPack("blocks of a codebook run across rows")
     words = layout.pack4(layer.codes, layout.PLAIN)
     grid = _grid(_absmax(layer).view(rows, -1), None, layer.blocksize, layer.shape)
-    return Packed(layer.shape, 4, words, *grid, book=layer.codebook.float().contiguous())
+    book = layer.codebook.float().clone()  # a view would keep the checkpoint's whole file mapped
+    return Packed(layer.shape, 4, words, *grid, book=book)
 
 
 def _pack_int8(layer: Int8Linear) -> Packed:

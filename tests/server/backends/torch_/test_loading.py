@@ -1,5 +1,6 @@
 """Loading: little memory, little time, and one clear line for a checkpoint that cannot be served."""
 
+import gc
 import json
 import os
 import shutil
@@ -49,7 +50,7 @@ measured(*first)  # imports
 seconds = [measured(*each)[2] for each in rest]  # and each format has made what it makes once
 print(json.dumps([(*measured(*each)[:2], taken) for each, taken in zip(rest, seconds)]))
 """
-# Freed memory goes back at once, so that what is resident is what is held and not what malloc keeps for later.
+# Freed memory goes back at once: what is resident is what is held, not what malloc keeps for later.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 FORMATS = ("plain", *KINDS)
 
@@ -111,6 +112,18 @@ def test_loading_holds_the_weights_and_one_shard(kind: str, loaded: dict[str, Lo
     assert len(it.shards) > 2
     assert it.packed.peak < sum(it.shards) + max(it.shards) + SLACK
     assert it.dense.peak < it.dense.held + max(it.shards) + SLACK  # where a CPU unpacks them
+
+
+@pytest.mark.parametrize("weights", ["packed", "dense"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_loaded_model_lets_go_of_its_files(kind: str, weights: str, loaded: dict[str, Loaded]) -> None:
+    """A tensor that is a view of a mapped file keeps all of it in memory."""
+    folder = loaded[kind].folder
+    executor = open_model(folder, parallel=1, context=32, options={"weights": weights})
+    gc.collect()
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    executor.close()
+    assert not [name for name in mapped if name.startswith(str(folder))]
 
 
 @pytest.fixture(scope="module")
