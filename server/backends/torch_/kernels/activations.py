@@ -31,30 +31,34 @@ def runs_on(*tensors: Tensor, width: int = 8) -> bool:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., width], normed in float32, rounded, times `weight`."""
+    """x [..., width], normed in float32, times `weight`, in the dtype of `weight`. x may be float32."""
     width = x.shape[-1]
-    if not runs_on(x, weight, width=width):
+    wide = x.dtype == torch.float32
+    if not runs_on(weight, *(() if wide else (x,)), width=width):
         return _rms_norm(x, weight, eps)
-    x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=weight.dtype, memory_format=torch.contiguous_format)
     if rows := x.numel() // width:
-        kernels = module(x.device, x.dtype)
-        kernels.launch("rms_norm", (rows, 1, 1), THREADS, (x, weight, out, width, float(eps)))
+        kernels = module(x.device, weight.dtype)
+        name = "rms_norm_wide" if wide else "rms_norm"
+        kernels.launch(name, (rows, 1, 1), THREADS, (x, weight, out, width, float(eps)))
     return out
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return (weight * normed).to(weight.dtype)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The norm of x + residual, and the sum."""
+    """The norm of x + residual, in the dtype of x and `weight`, and the sum, float32 as `residual` is."""
     width = x.shape[-1]
-    if not runs_on(x, residual, weight, width=width):
+    if not runs_on(x, weight, width=width):
         total = x + residual
         return _rms_norm(total, weight, eps), total
     x, residual = x.contiguous(), residual.contiguous()
-    total, out = torch.empty_like(x), torch.empty_like(x)
+    total, out = torch.empty_like(residual), torch.empty_like(x)
     if rows := x.numel() // width:
         arguments = (x, residual, weight, total, out, width, float(eps))
         module(x.device, x.dtype).launch("add_rms_norm", (rows, 1, 1), THREADS, arguments)

@@ -1,5 +1,5 @@
-// What stands between the linear layers, each in one pass over its rows; compiled with BF16. Sums are in float32; results are rounded
-// where transformers' modeling code rounds them.
+// What stands between the linear layers, each in one pass over its rows; compiled with BF16. Sums are in float32, and so is
+// the stream between the layers; other results are rounded where transformers' modeling code rounds them.
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
@@ -32,19 +32,37 @@ struct __align__(16) Eight {
   u16 value[8];
 };
 
-__device__ __forceinline__ void rms(const u16* x, const u16* weight, u16* y, int width, float eps) {
+struct __align__(32) EightFloats {
+  float value[8];
+};
+
+__device__ __forceinline__ EightFloats load8(const float* x) { return *reinterpret_cast<const EightFloats*>(x); }
+__device__ __forceinline__ EightFloats load8(const u16* x) {
+  const Eight v = *reinterpret_cast<const Eight*>(x);
+  EightFloats out;
+#pragma unroll
+  for (int j = 0; j < 8; j++) out.value[j] = widen(v.value[j]);
+  return out;
+}
+
+// What transformers rounds before the weight is applied, if its rows are halves; float rows stay float until the end.
+__device__ __forceinline__ float scaled(const u16*, float value) { return widen(narrow(value)); }
+__device__ __forceinline__ float scaled(const float*, float value) { return value; }
+
+template <typename Number>
+__device__ __forceinline__ void rms(const Number* x, const u16* weight, u16* y, int width, float eps) {
   float squares = 0;
   for (int i = threadIdx.x * 8; i < width; i += THREADS * 8) {
-    const Eight v = *reinterpret_cast<const Eight*>(x + i);
+    const EightFloats v = load8(x + i);
 #pragma unroll
-    for (int j = 0; j < 8; j++) squares += widen(v.value[j]) * widen(v.value[j]);
+    for (int j = 0; j < 8; j++) squares += v.value[j] * v.value[j];
   }
   const float factor = rsqrtf(block_all<false>(squares) / width + eps);
   for (int i = threadIdx.x * 8; i < width; i += THREADS * 8) {
-    const Eight v = *reinterpret_cast<const Eight*>(x + i), w = *reinterpret_cast<const Eight*>(weight + i);
+    const EightFloats v = load8(x + i), w = load8(weight + i);
     Eight out;
 #pragma unroll
-    for (int j = 0; j < 8; j++) out.value[j] = narrow(widen(w.value[j]) * widen(narrow(widen(v.value[j]) * factor)));
+    for (int j = 0; j < 8; j++) out.value[j] = narrow(w.value[j] * scaled(x, v.value[j] * factor));
     *reinterpret_cast<Eight*>(y + i) = out;
   }
 }
@@ -55,16 +73,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(const u16* x, con
   rms(x + row, weight, y + row, width, eps);
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_wide(const float* x, const u16* weight, u16* y, int width, float eps) {
+  const i64 row = static_cast<i64>(blockIdx.x) * width;
+  rms(x + row, weight, y + row, width, eps);
+}
+
 // sum = x + residual, y = norm(sum).
 extern "C" __global__ void __launch_bounds__(THREADS) add_rms_norm(
-    const u16* x, const u16* residual, const u16* weight, u16* sum, u16* y, int width, float eps) {
+    const u16* x, const float* residual, const u16* weight, float* sum, u16* y, int width, float eps) {
   const i64 row = static_cast<i64>(blockIdx.x) * width;
   for (int i = threadIdx.x * 8; i < width; i += THREADS * 8) {
-    const Eight a = *reinterpret_cast<const Eight*>(x + row + i), b = *reinterpret_cast<const Eight*>(residual + row + i);
-    Eight out;
+    const EightFloats a = load8(x + row + i);
+    EightFloats out = load8(residual + row + i);
 #pragma unroll
-    for (int j = 0; j < 8; j++) out.value[j] = narrow(widen(a.value[j]) + widen(b.value[j]));
-    *reinterpret_cast<Eight*>(sum + row + i) = out;  // read again below by this same thread
+    for (int j = 0; j < 8; j++) out.value[j] += a.value[j];
+    *reinterpret_cast<EightFloats*>(sum + row + i) = out;  // read again below by this same thread
   }
   rms(sum + row, weight, y + row, width, eps);
 }

@@ -125,7 +125,8 @@ def test_rows_between_layers(build: Builder, dtype: torch.dtype, monkeypatch: py
         scaled = activations.scale_sums(sums, torch.ones(3), torch.full((200,), 1e-3), weight[:200], dtype)
         return [
             activations.rms_norm(x, weight, 1e-5),
-            *activations.add_rms_norm(x, residual, weight, 1e-5),
+            activations.rms_norm(residual.float(), weight, 1e-5),
+            *activations.add_rms_norm(x, residual.float(), weight, 1e-5),
             activations.silu_mul(torch.cat([x, residual], dim=-1)),
             activations.round_rows(x, 6.0),
             *activations.quantize_rows(x),
