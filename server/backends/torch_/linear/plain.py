@@ -32,7 +32,7 @@ class Head(PlainLinear):
         out = torch.mm(x.flatten(0, -2), self.weight.T, out_dtype=torch.float32)
         if self.bias is not None:
             out += self.bias
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], len(self.weight))  # of no rows, -1 would be any number
 
 
 def join_plain(weights: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
