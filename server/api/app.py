@@ -14,6 +14,7 @@ from server.api.deps import Services
 from server.api.edge import Edge
 from server.api.errors import install_error_handlers
 from server.api.hosts import Hosts
+from server.api.ignored import name_query
 from server.api.limits import Limited
 from server.api.messages import routes as messages
 from server.api.meters import Metrics
@@ -64,7 +65,7 @@ def create_app(
         title="quantserve",
         version=health.own_version(),
         lifespan=_lifespan,
-        dependencies=[Depends(authenticate)],
+        dependencies=[Depends(authenticate), Depends(name_query)],
         openapi_url=None,  # FastAPI's own routes would not ask for a key
         redirect_slashes=False,
     )

@@ -7,9 +7,9 @@ import msgspec
 from fastapi import Request
 from pydantic import ValidationError
 
-from server.api.edge import trace_of
 from server.api.errors import from_validation
-from server.api.schema.base import Body, header_value
+from server.api.ignored import name_ignored
+from server.api.schema.base import Body
 from server.errors import RequestError, WrongContentType
 
 B = TypeVar("B", bound=Body)
@@ -21,8 +21,7 @@ def json_body(model: type[B]) -> Callable[[Request], Awaitable[B]]:
     async def read(request: Request) -> B:
         _require_json(request.headers.get("content-type", ""))
         body = parse(model, await request.body())
-        if ignored := body.ignored():
-            trace_of(request.scope).headers["x-ignored-params"] = header_value(ignored)
+        name_ignored(request, body.ignored())
         return body
 
     read.model = model  # type: ignore[attr-defined]  # for the description of the route

@@ -41,8 +41,9 @@ async def chat(
 async def _planned(
     request: Request, body: ChatRequest, id: str, grammar: Grammar | None, lease: Lease
 ) -> Plan:
-    name_unused(request, body, lease.text)
-    return await plan_chat(body, id, salt_of(request), grammar, lease)
+    plan = await plan_chat(body, id, salt_of(request), grammar, lease)
+    await name_unused(request, body, lease.text)
+    return plan
 
 
 def _chunks(body: ChatRequest, id: str, created: int, begun: Begun) -> ChatChunks:

@@ -72,10 +72,14 @@ async def plan_chat(body: ChatRequest, id: str, salt: str, grammar: Grammar | No
 
 def render(body: ChatRequest, text: TextModel) -> str:
     """The prompt. Takes up to 2 s: call it in a thread. Raises RequestError."""
+    return rendering_of([message.fields for message in body.messages], body, text)
+
+
+def rendering_of(messages: list[dict[str, Any]], body: ChatRequest, text: TextModel) -> str:
+    """As `render`, with these messages in place of the request's."""
     traits, tools = text.template.traits, body.offered
-    messages = for_template([message.fields for message in body.messages], tools, text.tool_format, traits)
     return text.render(
-        messages,
+        for_template(messages, tools, text.tool_format, traits),
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=body.continue_final_message,
         tools=tools if tools and traits.tools else None,
@@ -98,10 +102,17 @@ def _variables(body: ChatRequest, text: TextModel) -> dict[str, Any]:
 
 
 def _with_calls(body: ChatRequest, text: TextModel, grammar: Grammar | None) -> Grammar | None:
-    """A forced call; the choice between a call and an answer of the wanted form; or no bound at all."""
+    """A forced call; the choice between a call and an answer of the wanted form; or no bound at all.
+
+    `response_format` is of what is said, so that it may come with a forced call, after which nothing is.
+    """
     if not body.forces_call and grammar is None:
         return None
-    if not body.forces_call and grammar is not None and grammar.kind != "json_schema":
+    if grammar is not None and body.forces_call and not body.has_format:
+        raise RequestError(
+            f"{grammar.param}: cannot be combined with a tool_choice that forces a call", param=grammar.param
+        )
+    if grammar is not None and grammar.kind != "json_schema":
         raise RequestError(f"{grammar.param}: cannot be combined with tools", param=grammar.param)
     instead = None if body.forces_call or grammar is None else grammar.text
     lark = call_grammar(

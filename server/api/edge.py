@@ -42,6 +42,7 @@ class Trace:
     def __init__(self, id: str) -> None:
         self.id = id
         self.headers: dict[str, str] = {"x-request-id": id}
+        self.ignored: list[str] = []  # parameters without effect
         self.late: dict[str, Callable[[], str | None]] = {}  # known when the answer begins; None: no header
 
 

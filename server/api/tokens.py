@@ -68,9 +68,9 @@ async def apply_template(
 async def _applied(request: Request, body: ChatRequest, services: Services) -> AppliedTemplate:
     """What the model would be told by a chat request with this body."""
     async with services.pool.acquire(body.model, wait_s=services.settings.build_wait_s) as lease:
-        name_unused(request, body, lease.text)
         prompt = await asyncio.to_thread(render, body, lease.text)
         tokens = await lease.text.encode_rendered(prompt)
+        await name_unused(request, body, lease.text)
     return AppliedTemplate(prompt=prompt, tokens=list(tokens), count=len(tokens))
 
 

@@ -102,7 +102,8 @@ def with_options(schema: str) -> str:
 
 UNKNOWN = "it is not a grammar that can be used"
 KEYWORDS = re.compile(r"Unimplemented keys: (\[[^\]]*\])")
-REGEX_ERROR = re.compile(r"error: ([a-z][\w ,:'-]*)")
+REGEX_ERROR = re.compile(r"error: ([A-Za-z][\w ,:'<=-]*)")
+REVERSED = re.compile(r"(\w+) \([^()]*\) is greater than (\w+) \(")
 COMPLAINTS = (
     ("Unknown format", "the keyword format can only be enforced for date-time, time, date, duration, email, "
      "hostname, ipv4, ipv6, uuid and uri"),
@@ -113,8 +114,14 @@ COMPLAINTS = (
      "other"),
     ("Invalid type", "the keyword type names no type of JSON"),
     ("Pointer", "the keyword $ref must point to a part of the schema"),
-    ("Resource", "the keyword $ref must point to a part of the schema"),
+    ("Anchor", "the keyword $ref must point to a part of the schema"),
+    ("Resource", "the keyword $ref, or $schema, must name nothing outside of the schema"),
+    ("lookarounds", "an expression (pattern) cannot be used: ^ and $ can only stand where it, or an "
+     "alternative of it, begins and ends, and \\b nowhere"),
     ("float range", "the keywords minimum and maximum are too far apart to be enforced"),
+    ("required property", "no value can satisfy this schema: a property of required cannot be there"),
+    ("incompatible types", "no value can satisfy this schema: type, enum, const and the like exclude each "
+     "other"),
     ("Unsatisfiable", "no value can satisfy this schema"),
     ("regex is empty", "the keyword pattern cannot be enforced together with others of its kind"),
     ("too large", "it is too large"),
@@ -131,4 +138,6 @@ def complaint(error: str) -> str:
         return f"cannot be enforced: the keyword {names}"
     if "regex" in error and (found := REGEX_ERROR.search(error)):
         return f"an expression (pattern) cannot be used: {found[1].strip()}"
+    if found := REVERSED.search(error):
+        return f"no value can satisfy this schema: {found[1]} is greater than {found[2]}"
     return next((ours for theirs, ours in COMPLAINTS if theirs in error), UNKNOWN)

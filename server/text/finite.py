@@ -10,11 +10,12 @@ ROUNDS = 32  # of marking; a chain of references that takes more is refused, too
 def is_finite(schema: Mapping[str, Any], parts: Collection[Mapping[str, Any]]) -> bool:
     """Marks, from the leaves on, what has a finite value. `parts`: every object of the schema."""
     known: set[int] = set()
+    anchors = {part["$anchor"]: part for part in parts if isinstance(part.get("$anchor"), str)}
     waiting = list(parts)
     for _ in range(ROUNDS):
         left = []
         for part in waiting:
-            if _has_value(part, schema, known):
+            if _has_value(part, schema, anchors, known):
                 known.add(id(part))
             else:
                 left.append(part)
@@ -24,13 +25,15 @@ def is_finite(schema: Mapping[str, Any], parts: Collection[Mapping[str, Any]]) -
     return id(schema) in known
 
 
-def _has_value(node: Mapping[str, Any], root: Mapping[str, Any], known: set[int]) -> bool:
+def _has_value(
+    node: Mapping[str, Any], root: Mapping[str, Any], anchors: Mapping[str, object], known: set[int]
+) -> bool:
     """Given what is known to have one. Keywords that cannot lead into a circle count as satisfied."""
 
     def ends(value: object) -> bool:
         return not isinstance(value, Mapping) or id(value) in known
 
-    if isinstance(reference := node.get("$ref"), str) and not ends(target_of(reference, root)):
+    if isinstance(reference := node.get("$ref"), str) and not ends(target_of(reference, root, anchors)):
         return False
     if not all(map(ends, _list(node.get("allOf")))):
         return False
@@ -55,8 +58,10 @@ def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def target_of(reference: str, root: Mapping[str, Any]) -> object:
-    """What a JSON pointer (RFC 6901) in a fragment points to; None where that is nothing."""
+def target_of(reference: str, root: Mapping[str, Any], anchors: Mapping[str, object]) -> object:
+    """What an anchor or a JSON pointer (RFC 6901) in a fragment points to; None where that is nothing."""
+    if (name := reference.removeprefix("#")) and not name.startswith("/"):
+        return anchors.get(name)
     value: Any = root
     for step in unquote(reference.removeprefix("#")).split("/")[1:]:
         key = step.replace("~1", "/").replace("~0", "~")

@@ -13,6 +13,7 @@ from typing import Any
 from server.errors import RequestError
 from server.text.exact import inexact, inexact_expression
 from server.text.finite import is_finite
+from server.text.shapes import MAPS, misshapen
 
 MAX_BYTES = 64 << 10
 MAX_DEPTH = 32  # schemas in schemas, groups in groups
@@ -23,7 +24,6 @@ MAX_CHARS = 65_536  # of a string that has a bound
 MAX_STEPS = 10_000  # multipleOf, in units of its last decimal: its automaton has so many states
 
 Schema = dict[str, Any]
-MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # name to schema
 MERGED = ("allOf", "anyOf", "oneOf", "$ref")  # keywords whose schemas hold for the same value
 REPEATS = {
     "minItems": MAX_REPEATS,
@@ -49,6 +49,8 @@ def check_schema(schema: Schema, param: str) -> None:
             raise RequestError(f"{param}: schemas nest at most {MAX_DEPTH} deep", param=param)
         for problem in problems(node):
             raise RequestError(f"{param}: {problem}", param=param)
+    for problem in misshapen(schema):
+        raise RequestError(f"{param}: {problem}", param=param)
     refers = any("$ref" in node for node, _ in parts)
     if refers and not is_finite(schema, [node for node, _ in parts]):
         raise RequestError(f"{param}: $ref leads in a circle that no value can leave", param=param)

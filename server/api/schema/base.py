@@ -3,14 +3,10 @@
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar
-from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from server.errors import UnsupportedParameter
-
-NAMES_SHOWN = 20  # of ignored parameters, in the header
-NAME_CHARS = 64
 
 # OpenAI's fields that steer no token: taken, and named in X-Ignored-Params like unknown ones.
 BOOKKEEPING = frozenset(
@@ -86,12 +82,6 @@ def text_or(things: str) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
-
-
-def header_value(names: list[str]) -> str:
-    """`X-Ignored-Params`: a client chose these names, so they are escaped and cut."""
-    shown = [quote(name[:NAME_CHARS], safe=".-_") for name in names[:NAMES_SHOWN]]
-    return ", ".join([*shown, "..."] if len(names) > NAMES_SHOWN else shown)
 
 
 def _extras(value: Any, prefix: str) -> Iterator[str]:

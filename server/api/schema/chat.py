@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, model_validator
 
 from server.api.schema.base import Loose
 from server.api.schema.sampling import MAX_INT64, MAX_TOP
@@ -28,7 +28,7 @@ class RefusalPart(Loose):
     refusal: str
 
 
-Part = TextPart | RefusalPart
+Part = Annotated[TextPart | RefusalPart, Discriminator("type")]
 
 
 def _text_or_parts(value: Any) -> Any:
@@ -60,10 +60,7 @@ class ToolCall(Loose):
 
 class Message(Loose):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[
-        str | list[Any] | None,
-        BeforeValidator(_text_or_parts, json_schema_input_type=str | list[Part] | None),
-    ] = None
+    content: Annotated[str | list[Part] | None, BeforeValidator(_text_or_parts)] = None
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -80,8 +77,11 @@ class Message(Loose):
 
     @property
     def fields(self) -> dict[str, object]:
-        """What a chat template may see: no field that nobody defines."""
-        return self.model_dump(exclude_none=True, include=set(type(self).model_fields))
+        """What a chat template may see: no field that nobody defines. A refusal is what was said instead."""
+        fields = self.model_dump(exclude_none=True, include=set(type(self).model_fields))
+        if "content" not in fields and "refusal" in fields:
+            fields["content"] = fields.pop("refusal")
+        return fields
 
 
 class Function(Loose):
@@ -212,6 +212,11 @@ class ChatRequest(Structured):
     @property
     def forces_call(self) -> bool:
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    def ignored(self) -> list[str]:
+        """A call that is forced leaves nothing to say, and no form for it."""
+        vain = self.forces_call and self.has_format
+        return [*super().ignored(), *(["response_format"] if vain else [])]
 
     @property
     def many_calls(self) -> bool:

@@ -127,6 +127,12 @@ class Conversing(Sampling):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
 
+    def ignored(self) -> list[str]:
+        """A call that is forced leaves nothing to say, and no form for it."""
+        forced = self.tool_choice is not None and self.tool_choice.type in ("any", "tool")
+        vain = forced and self.output_config is not None and self.output_config.format is not None
+        return [*super().ignored(), *(["output_config.format"] if vain else [])]
+
 
 class MessagesRequest(Conversing):
     max_tokens: Annotated[int, Field(ge=1, le=MAX_INT64)]

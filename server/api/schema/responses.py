@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, model_validator
 from server.api.schema.base import Loose, text_or
 from server.api.schema.chat import MAX_MESSAGES, Effort, Name
 from server.api.schema.sampling import MAX_INT64, Sampling, StopTexts
+from server.api.schema.structured import SchemaName
 from server.errors import UnsupportedParameter
 
 LOGPROBS = "message.output_text.logprobs"
@@ -134,7 +135,7 @@ ToolChoice = Literal["none", "auto", "required"] | Annotated[NamedTool | Allowed
 
 class TextFormat(Loose):
     type: Literal["text", "json_object", "json_schema"]
-    name: Name | None = None
+    name: SchemaName | None = None
     description: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: Annotated[bool | None, Field(description="schemas are enforced in any case")] = None
@@ -143,6 +144,10 @@ class TextFormat(Loose):
 class TextOptions(Loose):
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
+
+    @property
+    def has_format(self) -> bool:
+        return self.format is not None and self.format.type != "text"
 
 
 class ReasoningOptions(Loose):
@@ -200,9 +205,23 @@ class ResponsesRequest(Sampling):
         return self
 
     def ignored(self) -> list[str]:
-        """`include` adds fields of tools that run at OpenAI's, or encrypted thoughts: there are none."""
-        vain = any(name != LOGPROBS for name in self.include)
-        return [*super().ignored(), *(["include"] if vain else [])]
+        """`include` adds fields of tools that run at OpenAI's, or encrypted thoughts: there are none. A call
+        that is forced leaves nothing to say, and no form for it."""
+        names = super().ignored()
+        if any(name != LOGPROBS for name in self.include):
+            names.append("include")
+        if self._forces_call and self.text is not None and self.text.has_format:
+            names.append("text.format")
+        return names
+
+    @property
+    def _forces_call(self) -> bool:
+        match self.tool_choice:
+            case "required" | NamedTool():
+                return True
+            case AllowedTools(mode=mode):
+                return mode == "required"
+        return False
 
     @property
     def wants_logprobs(self) -> bool:

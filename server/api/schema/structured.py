@@ -28,8 +28,11 @@ def _parsed(value: Any) -> Any:
 Schema = Annotated[dict[str, Any], BeforeValidator(_parsed)]
 
 
+SchemaName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]  # OpenAI's
+
+
 class NamedSchema(Loose):
-    name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    name: SchemaName | None = None
     description: str | None = None
     schema_: Annotated[Schema | None, Field(alias="schema")] = None
     strict: Annotated[bool | None, Field(description="schemas are enforced in any case")] = None
@@ -78,42 +81,48 @@ class Structured(Completing):
 
     def grammar(self, *, allows_lark: bool) -> Grammar | None:
         """What the answer must be; None: anything. Raises RequestError."""
-        found = [*self._formats(), *self._guided()]
+        found = {**self._formats(), **self._guided()}
+        grammars = list(found.values())
         if len(found) > 1:
-            names = " and ".join(grammar.param for grammar in found[:2])
-            raise RequestError(f"{names}: only one of them may bound the answer", param=found[1].param)
-        if found and found[0].kind == "lark" and not allows_lark:
-            param = found[0].param
+            names = " and ".join(list(found)[:2])
+            raise RequestError(f"{names}: only one of them may bound the answer", param=grammars[1].param)
+        if found and grammars[0].kind == "lark" and not allows_lark:
+            param = grammars[0].param
             raise UnsupportedParameter(f"{param}: grammars are switched off on this server", param=param)
-        return found[0] if found else None
+        return grammars[0] if found else None
 
-    def _formats(self) -> list[Grammar]:
+    @property
+    def has_format(self) -> bool:
+        return self.response_format is not None and self.response_format.type != "text"
+
+    def _formats(self) -> dict[str, Grammar]:
         if self.response_format is None or self.response_format.type == "text":
-            return []
+            return {}
         if self.response_format.type == "json_object":
-            return [any_object("response_format")]
+            return {"response_format": any_object("response_format")}
         named = self.response_format.json_schema
         if named is None or named.schema_ is None:
             raise RequestError(
                 "response_format: type json_schema needs json_schema.schema", param="response_format"
             )
-        return [of_schema(named.schema_, "response_format")]
+        return {"response_format": of_schema(named.schema_, "response_format")}
 
-    def _guided(self) -> list[Grammar]:
+    def _guided(self) -> dict[str, Grammar]:
+        """By the names that the client has for them."""
         outputs = self.structured_outputs or StructuredOutputs()
         param = "structured_outputs"
-        found = [
-            of_kind("json", outputs.json_, param),
-            of_kind("regex", outputs.regex, param),
-            of_kind("choice", outputs.choice, param),
-            of_kind("grammar", outputs.grammar, param),
-            any_object(param) if outputs.json_object else None,
-            of_kind("json", self.guided_json, "guided_json"),
-            of_kind("regex", self.guided_regex, "guided_regex"),
-            of_kind("choice", self.guided_choice, "guided_choice"),
-            of_kind("grammar", self.guided_grammar, "guided_grammar"),
-        ]
-        return [grammar for grammar in found if grammar is not None]
+        found = {
+            "structured_outputs.json": of_kind("json", outputs.json_, param),
+            "structured_outputs.regex": of_kind("regex", outputs.regex, param),
+            "structured_outputs.choice": of_kind("choice", outputs.choice, param),
+            "structured_outputs.grammar": of_kind("grammar", outputs.grammar, param),
+            "structured_outputs.json_object": any_object(param) if outputs.json_object else None,
+            "guided_json": of_kind("json", self.guided_json, "guided_json"),
+            "guided_regex": of_kind("regex", self.guided_regex, "guided_regex"),
+            "guided_choice": of_kind("choice", self.guided_choice, "guided_choice"),
+            "guided_grammar": of_kind("grammar", self.guided_grammar, "guided_grammar"),
+        }
+        return {name: grammar for name, grammar in found.items() if grammar is not None}
 
 
 def of_kind(kind: Literal["json", "regex", "choice", "grammar"], value: Any, param: str) -> Grammar | None:

@@ -76,6 +76,15 @@ async def test_what_only_another_route_has_is_refused(
 
 
 @pytest.mark.parametrize(
+    "fields", [{"guided_regex": "a", "regex": "b"}, {"thinking_budget": 2, "reasoning_budget": 1}]
+)
+async def test_one_parameter_by_two_names_is_refused(http: httpx.AsyncClient, fields: dict[str, Any]) -> None:
+    response = await http.post(CHAT, json=chat(**fields))
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].endswith(": is given by another name, too")
+
+
+@pytest.mark.parametrize(
     ("path", "fields"),
     [
         (CHAT, {"echo": False, "best_of": None, "metadata": {"a": "b"}, "store": True, "user": "u"}),
@@ -96,6 +105,89 @@ async def test_template_variables_that_nothing_reads_are_named(http: httpx.Async
     assert response.status_code == 200
     named = response.headers["x-ignored-params"].split(", ")
     assert {"user", "chat_template_kwargs.mood"} <= set(named)
+
+
+PARTS = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]
+UNREAD: list[tuple[dict[str, Any], list[str]]] = [
+    ({"role": "user", "content": "a", "name": "Ada"}, ["messages.name"]),
+    ({"role": "user", "content": "a", "tool_call_id": "c"}, ["messages.tool_call_id"]),
+    ({"role": "user", "content": "a", "reasoning_content": "hm"}, ["messages.reasoning_content"]),
+    ({"role": "user", "content": PARTS}, ["messages.content.cache_control"]),
+    (
+        {"role": "assistant", "content": "a", "refusal": "b", "name": "c"},
+        ["messages.name", "messages.refusal"],
+    ),
+    ({"role": "assistant", "refusal": "b"}, []),
+    ({"role": "tool", "tool_call_id": "c", "content": "a", "name": "look"}, []),  # "Result of look: a"
+    ({"role": "tool", "tool_call_id": "c", "content": "a"}, []),
+]
+
+
+@pytest.mark.parametrize(("message", "names"), UNREAD, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize("path", [CHAT, "/apply-template"])
+async def test_what_the_template_does_not_show_of_a_message_is_named(
+    http: httpx.AsyncClient, path: str, message: dict[str, Any], names: list[str]
+) -> None:
+    response = await http.post(path, json=chat(messages=[message]))
+    assert response.status_code == 200, response.text
+    assert response.headers.get("x-ignored-params", "").split(", ") == (names or [""])
+
+
+async def test_a_refusal_is_what_was_said(http: httpx.AsyncClient) -> None:
+    said = [{"role": "assistant", "content": None, "refusal": "I will not."}]
+    prompt = (await http.post("/apply-template", json=chat(messages=said))).json()["prompt"]
+    assert "I will not." in prompt
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", CHAT), ("POST", COMPLETIONS), ("GET", "/v1/models"), ("GET", "/health")]
+)
+async def test_what_stands_in_the_query_is_named(http: httpx.AsyncClient, method: str, path: str) -> None:
+    body = _least(path) if method == "POST" else None
+    response = await http.request(method, f"{path}?api-version=1&top_k=5&api-version=2", json=body)
+    assert response.status_code == 200
+    assert response.headers["x-ignored-params"] == "query.api-version, query.top_k"
+
+
+async def test_a_parameter_of_the_query_that_is_read_is_not_named(http: httpx.AsyncClient) -> None:
+    id = (await http.post(RESPONSES, json=_least(RESPONSES))).json()["id"]
+    response = await http.get(f"{RESPONSES}/{id}?stream=false")
+    assert (response.status_code, "x-ignored-params" in response.headers) == (200, False)
+    response = await http.get(f"{RESPONSES}/{id}?starting_after=3")
+    assert response.headers["x-ignored-params"] == "query.starting_after"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        (
+            RESPONSES,
+            {
+                "tools": [{"type": "function", "name": "look"}],
+                "tool_choice": {"type": "function", "name": "look"},
+                "text": {"format": {"type": "json_object"}},
+                "max_output_tokens": 60,
+            },
+            "text.format",
+        ),
+        (
+            MESSAGES,
+            {
+                "tools": [{"name": "look", "input_schema": SCHEMA}],
+                "tool_choice": {"type": "any"},
+                "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+                "max_tokens": 60,
+            },
+            "output_config.format",
+        ),
+    ],
+)
+async def test_a_form_beside_a_forced_call_is_named(
+    http: httpx.AsyncClient, path: str, fields: dict[str, Any], name: str
+) -> None:
+    response = await http.post(path, json=_least(path) | fields)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-ignored-params"] == name
 
 
 def _least(path: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.api.body import parse
+from server.api.ignored import header_value
 from server.api.schema.admin import QuantizeRequest
-from server.api.schema.base import Body, header_value
+from server.api.schema.base import Body
 from server.api.schema.chat import ChatRequest
 from server.api.schema.completions import CompletionRequest
 from server.api.schema.tokens import TokenizeRequest

@@ -35,6 +35,9 @@ SCHEMA = {
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "trip", "strict": True, "schema": SCHEMA}}
 NO_TOOL = {"type": "function", "function": {"name": "x"}}
+CROSSED = {"type": "integer", "minimum": 3, "maximum": 1}
+NAMED_ODDLY = {"type": "json_schema", "json_schema": {"name": "a trip", "schema": SCHEMA}}
+NAMED_LONG = {"type": "json_schema", "json_schema": {"name": "a" * 65, "schema": SCHEMA}}
 LIST_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}
 TOOL = {"type": "function", "function": {"name": "plan_trip", "description": "Plans", "parameters": SCHEMA}}
 PLAIN = {"type": "function", "function": {"name": "stop"}}
@@ -122,13 +125,40 @@ async def test_an_object_of_any_kind(http: httpx.AsyncClient) -> None:
         ({"response_format": 7}, "response_format", "dictionary"),
         ({"guided_json": "{"}, "guided_json", "JSON schema"),
         ({"guided_json": {"not": {}}}, "guided_json", "keyword not"),
-        ({"guided_json": {"type": "nosuch"}}, "guided_json", "keyword type"),
+        ({"guided_json": {"type": "nosuch"}}, "guided_json", "type: must be the name"),
+        ({"guided_json": {"minimum": "5"}}, "guided_json", "minimum: must be a number"),
+        ({"guided_json": {"pattern": "$a|b"}}, "guided_json", "(pattern) cannot be used: ^ and $ can only"),
+        ({"guided_json": {"type": "string", "pattern": "a$b"}}, "guided_json", "^ and $ can only stand"),
+        ({"guided_regex": "$a|b"}, "guided_regex", "^ and $ can only stand"),
+        ({"guided_json": {"$ref": "#none"}}, "guided_json", "keyword $ref must point to a part"),
+        ({"guided_json": CROSSED}, "guided_json", "minimum is greater than maximum"),
+        ({"response_format": NAMED_ODDLY}, "response_format.json_schema.name", "[A-Za-z0-9_-]{1,64}"),
+        ({"response_format": NAMED_LONG}, "response_format.json_schema.name", "[A-Za-z0-9_-]{1,64}"),
         ({"guided_regex": "("}, "guided_regex", "unclosed group"),
         ({"guided_choice": []}, "guided_choice", "1 item"),
-        ({"guided_choice": ["a"], "guided_regex": "a"}, "guided_choice", "only one"),
+        (
+            {"guided_choice": ["a"], "guided_regex": "a"},
+            "guided_choice",
+            "guided_regex and guided_choice: only",
+        ),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+            "structured_outputs",
+            "structured_outputs.regex and structured_outputs.choice: only",
+        ),
         ({"guided_grammar": "start: X"}, "guided_grammar", "switched off"),
         ({"structured_outputs": {"grammar": "start: X"}}, "structured_outputs", "switched off"),
         ({"tools": [TOOL], "guided_regex": "a"}, "guided_regex", "tools"),
+        *(
+            ({"tools": [TOOL], "tool_choice": choice, **bound}, next(iter(bound)), "forces a call")
+            for choice in ("required", {"type": "function", "function": {"name": "plan_trip"}})
+            for bound in (
+                {"guided_regex": "a"},
+                {"guided_choice": ["a"]},
+                {"guided_json": SCHEMA},
+                {"structured_outputs": {"json_object": True}},
+            )
+        ),
         ({"tools": [TOOL, TOOL]}, "tools", "name of its own"),
         ({"tools": [TOOL], "tool_choice": NO_TOOL}, "tool_choice", "no such"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
@@ -168,6 +198,16 @@ async def test_a_forced_call_is_a_call(http: httpx.AsyncClient, choice: Any) -> 
         assert call["id"].startswith("call_")
         assert call["function"]["name"] == "plan_trip"
         validate(json.loads(call["function"]["arguments"]), SCHEMA)
+
+
+async def test_a_form_beside_a_forced_call_is_said_to_have_no_effect(http: httpx.AsyncClient) -> None:
+    """OpenAI takes both: a call says nothing that could have the form."""
+    forced: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 400}
+    response = await http.post(CHAT, json=chat(**forced, response_format=FORMAT))
+    assert response.json()["choices"][0]["finish_reason"] == "tool_calls"
+    assert response.headers["x-ignored-params"] == "response_format"
+    free = await http.post(CHAT, json=chat(**(forced | {"tool_choice": "auto"}), response_format=FORMAT))
+    assert (free.status_code, "x-ignored-params" in free.headers) == (200, False)
 
 
 async def test_a_call_that_a_stop_text_cuts_is_not_said_to_be_one(http: httpx.AsyncClient) -> None:

@@ -166,6 +166,14 @@ def test_complaints_repeat_nothing_of_the_grammar() -> None:
     assert complaint('Unimplemented keys: ["if", "then"]') == "cannot be enforced: the keyword if, then"
     assert "secret" not in complaint("Pointer '/secret' does not exist")
     assert "secret" not in complaint("something new about secret")
+    assert (
+        complaint("lookarounds not supported yet; End in regex /secret$a|b/").count("^ and $ can only") == 1
+    )
+    crossed = complaint("Unsatisfiable schema: minLength (3) is greater than maxLength (1)")
+    assert crossed == "no value can satisfy this schema: minLength is greater than maxLength"
+    range = "regex parse error:\n  secret{3,1}\nerror: invalid repetition count range, the start must be <= the end"
+    assert complaint(range).endswith(": invalid repetition count range, the start must be <= the end")
+    assert "secret" not in complaint("Unsatisfiable schema: required property 'secret' is unsatisfiable")
 
 
 # -- thoughts -------------------------------------------------------------------------------------
