@@ -54,7 +54,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm of x + residual, in the dtype of x and `weight`, and the sum, float32 as `residual` is."""
     width = x.shape[-1]
-    if not runs_on(x, weight, width=width):
+    if residual.dtype != torch.float32 or not runs_on(x, weight, width=width):
         total = x + residual
         return _rms_norm(total, weight, eps), total
     x, residual = x.contiguous(), residual.contiguous()
