@@ -119,7 +119,9 @@ COMPLAINTS = (
     ("lookarounds", "an expression (pattern) cannot be used: ^ and $ can only stand where it, or an "
      "alternative of it, begins and ends, and \\b nowhere"),
     ("float range", "the keywords minimum and maximum are too far apart to be enforced"),
-    ("required property", "no value can satisfy this schema: a property of required cannot be there"),
+    ("required property", "no value can satisfy this schema: a property in required has none"),
+    ("contain a multiple", "no value can satisfy this schema: no multipleOf is between minimum and maximum"),
+    ("no integer values", "no value can satisfy this schema: no integer is between minimum and maximum"),
     ("incompatible types", "no value can satisfy this schema: type, enum, const and the like exclude each "
      "other"),
     ("Unsatisfiable", "no value can satisfy this schema"),

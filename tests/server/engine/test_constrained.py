@@ -174,6 +174,7 @@ def test_complaints_repeat_nothing_of_the_grammar() -> None:
     range = "regex parse error:\n  secret{3,1}\n"
     range += "error: invalid repetition count range, the start must be <= the end"
     assert complaint(range).endswith(": invalid repetition count range, the start must be <= the end")
+    assert "multipleOf" in complaint("Unsatisfiable schema: range (0, 1) does not contain a multiple of 5")
     assert "secret" not in complaint("Unsatisfiable schema: required property 'secret' is unsatisfiable")
 
 
