@@ -247,7 +247,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--narrow", action="store_true", help="only the cuts that are used")
     arguments = parser.parse_args()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, reading and writing {ceiling():.2f} TB/s", flush=True)
+    where = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    print(f"{where}, reading and writing {ceiling():.2f} TB/s", flush=True)
     others = sweep_others()
     print(" ".join(f"{row['what']}({row['batch']})={row['us']}" for row in others), flush=True)
     attentions = sweep_attention()
