@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quant.measure.estimate import Estimate, Values, mean
+from quant.measure.estimate import Estimate, Values, mean_divergence
 from quant.pipeline import build_variant
 from quant.progress import ignore
 from quant.recipe import parse_recipe
@@ -29,7 +29,7 @@ WITHIN, ALLOWED = 2.0, (0.6, 1.5)  # errors; ratio of the spread of means to the
 def samples_of(texts: Sequence[Values], count: int) -> list[Estimate]:
     """Of each sample, from the tokens of its texts."""
     size = len(texts) // count
-    return [mean(texts[at * size : (at + 1) * size]) for at in range(count)]
+    return [mean_divergence(texts[at * size : (at + 1) * size]) for at in range(count)]
 
 
 def judged(samples: Sequence[Estimate]) -> tuple[float, int, float]:

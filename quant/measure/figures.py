@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quant.measure.estimate import Estimate, Values, mean, quantile
+from quant.measure.estimate import Estimate, Values, mean, mean_divergence, quantile
 from quant.measure.measurement import Divergence, Figure, Greedy, Histogram
 from quant.measure.score import Comparison, Reference
 
@@ -22,7 +22,7 @@ def figure(estimate: Estimate, scale: float = 1.0) -> Figure:
 def divergence_of(found: Comparison, source: Reference) -> Divergence:
     values = found.divergence
     return Divergence(
-        mean=figure(mean(values)),
+        mean=figure(mean_divergence(values)),
         median=figure(quantile(values, 0.5)),
         p90=figure(quantile(values, 0.9)),
         p99=figure(quantile(values, 0.99)),

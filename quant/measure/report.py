@@ -2,6 +2,7 @@
 
 import base64
 import html
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from quant.manifest import BuilderRecord, FileRecord, SourceRecord
 from quant.measure.gate import Gate, State, Verdict, judge
@@ -97,12 +99,23 @@ def report_of(model: str, subject: Judged, others: Sequence[Judged], source: str
         format=manifest.format,
         builder=manifest.builder,
         files=manifest.files,
-        command=f"quantserve measure {source} --variants {subject.name}",
+        command=command_of(subject, source),
     )
 
 
+def command_of(subject: Judged, source: str) -> str:
+    """That builds the variant where it is missing, and measures it on the same texts again."""
+    words = ["quantserve", "measure", source, "--variants", subject.name]
+    if found := subject.measurement:
+        words += ["--again", "--texts", str(found.reference.texts), "--ctx", str(found.context)]
+        words += ["--corpus", "FILE"] if found.reference.kind == "corpus" else []
+    return shlex.join(words)
+
+
 def as_json(report: Report) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n"
+    """With all limits of the gate, those that nobody has set, too."""
+    encoded = {**msgspec.to_builtins(report), "gate": asdict(report.gate)}
+    return msgspec.json.format(msgspec.json.encode(encoded), indent=1) + b"\n"
 
 
 def as_html(report: Report, others: Sequence[Judged]) -> str:
@@ -316,7 +329,7 @@ def _origin(report: Report) -> Iterator[str]:
         ("format", report.format),
         ("built by", f"builder {report.builder.version}, {_versions(report.builder.packages)}"),
         ("measured with", _versions(measured)),
-        ("gate", msgspec.json.encode(msgspec.to_builtins(report.gate)).decode()),
+        ("gate", msgspec.json.encode(asdict(report.gate)).decode()),
     ]
     yield _table(("", ""), rows)
     yield _table(("file", "bytes", "sha256"), [(f.path, f"{f.size:,}", f.sha256) for f in report.files])

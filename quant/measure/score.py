@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.errors import BuildFailed
-from quant.measure.estimate import Estimate, mean, mean_difference, quantile
+from quant.measure.estimate import Estimate, mean, mean_difference, mean_divergence, quantile
 from quant.measure.text import Chunk, Text
 
 Singles = npt.NDArray[np.float32]
@@ -79,7 +79,7 @@ class Comparison:
 
     def score(self) -> "Score":
         return Score(
-            mean=mean(self.divergence),
+            mean=mean_divergence(self.divergence),
             median=quantile(self.divergence, 0.5),
             p90=quantile(self.divergence, 0.9),
             p99=quantile(self.divergence, 0.99),

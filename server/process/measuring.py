@@ -18,7 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from quant.building import versions
-from quant.measure.estimate import mean, mean_difference
+from quant.measure.estimate import mean, mean_difference, mean_divergence
 from quant.measure.figures import (
     by_text,
     divergence_of,
@@ -169,7 +169,7 @@ class Measuring:
             return True
         if self.order.texts is not None or len(self.parts) < self._fewest:
             return False
-        found = mean([chunk for part in self.parts for chunk in part.divergence])
+        found = mean_divergence([chunk for part in self.parts for chunk in part.divergence])
         return found.error <= SMALL_ERROR * found.value
 
     def _is_late(self) -> bool:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from quant.errors import BuildFailed, UnknownVariant, VariantInUse
 from quant.gguf.header import GgufHeader, read_header
-from quant.measure.estimate import mean
+from quant.measure.estimate import mean_divergence
 from quant.measure.figures import figure
 from quant.measure.measurement import Figure, Measurement, read_measurement
 from quant.measure.score import Answered, Expected, Reference, compare_answers
@@ -152,7 +152,7 @@ class Searching:
             compare_answers([answer], _one(chunk, expected))
             for answer, (chunk, expected) in zip(answers, self._texts, strict=True)
         ]
-        return figure(mean([chunk for part in parts for chunk in part.divergence]))
+        return figure(mean_divergence([chunk for part in parts for chunk in part.divergence]))
 
     async def _tried(self, recipe: str | Recipe) -> Try:
         variant = await self._built(recipe)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.measure.estimate import mean, mean_difference, quantile
+from quant.measure.estimate import LEAST_SPREAD, Estimate, mean, mean_difference, mean_divergence, quantile
 
 Numbers = st.lists(
     st.lists(st.integers(-100, 100), min_size=1, max_size=5).map(np.array), min_size=2, max_size=6
@@ -66,6 +66,36 @@ def test_errors_are_right_for_tokens_that_are_alike(tokens: int) -> None:
         estimate = mean(chunks)
         inside += abs(estimate.value) < estimate.error
     assert 0.60 < inside / 400 < 0.75
+
+
+def test_errors_of_skewed_divergences() -> None:
+    """Few texts suffer most. A sample that lacks them must not be too sure of its mean."""
+    random = np.random.default_rng(4)
+    lengths = np.clip(random.lognormal(3.3, 1.0, (300, 16)), 3, 190).astype(int)
+    levels = np.where(random.random((300, 16)) < 0.05, 0.24, 0.08)
+    samples = [
+        [random.exponential(level, length) for level, length in zip(*pair, strict=True)]
+        for pair in zip(levels, lengths, strict=True)
+    ]
+    ours, plain = list(map(mean_divergence, samples)), list(map(mean, samples))
+    values = np.array([one.value for one in ours])
+
+    def near(estimates: list[Estimate]) -> float:
+        return float(
+            np.mean(np.abs(values - values.mean()) <= 2 * np.array([one.error for one in estimates]))
+        )
+
+    assert near(ours) > 0.93
+    assert near(plain) < 0.85
+    stated = np.sqrt(np.mean([one.error**2 for one in ours]))
+    assert 0.75 < values.std(ddof=1) / stated < 1.1
+
+
+def test_texts_are_taken_to_differ_by_a_quarter_at_least() -> None:
+    chunks = [np.full(10, 0.2)] * 16
+    assert mean(chunks).error == pytest.approx(0)
+    assert mean_divergence(chunks).error == pytest.approx(0.2 * LEAST_SPREAD / 4)
+    assert mean_divergence([np.zeros(10)] * 16).error == 0
 
 
 def test_quantiles() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.measure.estimate import mean
+from quant.measure.estimate import mean, mean_divergence
 from quant.measure.figures import ends_in_a_loop, first_difference, greedy_of, histogram, joined
 from quant.measure.gate import Gate
 from quant.measure.measurement import Block
@@ -26,7 +26,7 @@ def test_errors_hold_over_disjoint_samples_of_texts_that_differ() -> None:
     for _ in range(20):
         levels = rng.lognormal(-3, 0.7, 40)
         texts = [rng.exponential(level, rng.integers(5, 150)).astype(np.float32) for level in levels]
-        found = mean(texts)
+        found = mean_divergence(texts)
         means.append(found.value)
         errors.append(found.error)
     pooled = float(np.mean(means))

@@ -79,7 +79,8 @@ async def test_a_rejected_variant_is_refused_with_its_figures(tmp_path: Path, so
         assert 'quantserve:variant_kl{model="m",variant="q8_0"} 1.5' in (await http.get("/metrics")).text
         found = (await http.get("/admin/report/m:q8_0")).json()
         assert found["verdict"]["state"] == "rejected"
-        assert found["command"] == "quantserve measure m --variants q8_0"
+        assert found["command"] == "quantserve measure m --variants q8_0 --again --texts 8 --ctx 1024"
+        assert (found["gate"]["max_kl"], found["gate"]["max_kl_p99"]) == (0.3, None)
         page = await http.get("/admin/report/m:q8_0", headers={"accept": "text/html"})
         assert "rejected" in page.text
         assert page.headers["content-type"].startswith("text/html")
