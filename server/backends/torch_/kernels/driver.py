@@ -1,4 +1,8 @@
-"""Machine code in torch's CUDA context, launched on torch's current stream by the driver's C calls."""
+"""Machine code in torch's CUDA context, launched on torch's current stream by the driver's C calls.
+
+From compute capability 9.0 on launches overlap: a kernel starts while the one before it on the stream still
+runs, and waits for its results itself (CUDA's programmatic dependent launch; `take_turn` in cuda/ptx.cu).
+"""
 
 import ctypes
 from collections.abc import Sequence
@@ -16,8 +20,36 @@ DYNAMIC_SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 PLAIN_SHARED_BYTES = 48 * 1024  # more has to be asked for
 
 
+OVERLAP_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+OVERLAPS_FROM = (9, 0)
+
+
 class CudaError(RuntimeError):
     pass
+
+
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute: its value is a union of 64 bytes."""
+
+    _fields_ = (
+        ("id", ctypes.c_int),
+        ("padding", ctypes.c_int),
+        ("value", ctypes.c_int),
+        ("rest", ctypes.c_byte * 60),
+    )
+
+
+class Launch(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(Attribute)),
+        ("attribute_count", ctypes.c_uint),
+    )
 
 
 class Module(Protocol):
@@ -30,8 +62,13 @@ class Module(Protocol):
         threads: int,
         arguments: Sequence[Argument],
         shared: int = 0,
+        *,
+        overlap: bool = True,
     ) -> None:
-        """Enqueue; nothing waits. `shared` bytes of dynamic shared memory."""
+        """Enqueue; nothing waits. `shared` bytes of dynamic shared memory.
+
+        `overlap`: the kernel may be started while the one before it runs.
+        """
         ...
 
 
@@ -57,6 +94,8 @@ class CudaModule:
         self._cuda = _library()
         self._device = device
         self._functions: dict[tuple[str, int], ctypes.c_void_p] = {}
+        self._overlap = Attribute(id=OVERLAP_ATTRIBUTE, value=1)
+        self._can_overlap = torch.cuda.get_device_capability(device) >= OVERLAPS_FROM
         self._handle = ctypes.c_void_p()
         with torch.cuda.device(device):
             torch.cuda.current_stream()  # makes the context current
@@ -70,11 +109,20 @@ class CudaModule:
         threads: int,
         arguments: Sequence[Argument],
         shared: int = 0,
+        *,
+        overlap: bool = True,
     ) -> None:
         function = self._functions.get((kernel, shared)) or self._find(kernel, shared)
         values, pointers = pack_arguments(arguments)
-        stream = ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
-        self._check(self._cuda.cuLaunchKernel(function, *grid, threads, 1, 1, shared, stream, pointers, None))
+        launch = Launch(
+            grid=grid,
+            block=(threads, 1, 1),
+            shared=shared,
+            stream=torch.cuda.current_stream(self._device).cuda_stream,
+            attributes=ctypes.pointer(self._overlap),
+            attribute_count=int(overlap and self._can_overlap),
+        )
+        self._check(self._cuda.cuLaunchKernelEx(ctypes.byref(launch), function, pointers, None))
         del values
 
     def _find(self, kernel: str, shared: int) -> ctypes.c_void_p:

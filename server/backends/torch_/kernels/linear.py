@@ -191,7 +191,9 @@ def launch(
     tensors = (x, packed.words, packed.scales, packed.book, bias, y, partial, counters)
     shared = chosen.shared_bytes(packed.bits, packed.span_scales)
     name = f"linear_{chosen.tiles}_{chosen.row_warps}_{chosen.height}"
-    kernels.launch(name, chosen.grid(rows, x.shape[0]), THREADS, (*tensors, *sizes), shared)
+    grid = chosen.grid(rows, x.shape[0])
+    overlap = packed.book is None  # codebooks are bound by their look-ups, which uneven blocks slow down
+    kernels.launch(name, grid, THREADS, (*tensors, *sizes), shared, overlap=overlap)
 
 
 def large(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:

@@ -26,6 +26,7 @@ template <int LANES, int GROUP>
 __device__ __forceinline__ void paged(
     const u16* q, const u16* keys, const u16* values, const int* tables, const int* lengths, u16* out, float* partial, u32* arrived,
     int heads, int kv_heads, int size, int table_width, int window, float scale, float softcap) {
+  take_turn();
   constexpr int SLOTS = WARPS * 32 / LANES;
   const float log2e = 1.4426950408889634f, infinity = float_of_bits(0x7f800000u);
   const int row = blockIdx.z, ratio = heads / kv_heads, head_blocks = (ratio + GROUP - 1) / GROUP;

@@ -69,11 +69,13 @@ __device__ __forceinline__ void rms(const Number* x, const u16* weight, u16* y, 
 
 // One block a row; widths are multiples of 8.
 extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(const u16* x, const u16* weight, u16* y, int width, float eps) {
+  take_turn();
   const i64 row = static_cast<i64>(blockIdx.x) * width;
   rms(x + row, weight, y + row, width, eps);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_wide(const float* x, const u16* weight, u16* y, int width, float eps) {
+  take_turn();
   const i64 row = static_cast<i64>(blockIdx.x) * width;
   rms(x + row, weight, y + row, width, eps);
 }
@@ -81,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_wide(const float*
 // sum = x + residual, y = norm(sum).
 extern "C" __global__ void __launch_bounds__(THREADS) add_rms_norm(
     const u16* x, const float* residual, const u16* weight, float* sum, u16* y, int width, float eps) {
+  take_turn();
   const i64 row = static_cast<i64>(blockIdx.x) * width;
   for (int i = threadIdx.x * 8; i < width; i += THREADS * 8) {
     const EightFloats a = load8(x + row + i);
@@ -94,6 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_rms_norm(
 
 // y = silu(gate) * up of rows [gate | up]; blockIdx.y counts rows.
 extern "C" __global__ void __launch_bounds__(THREADS) silu_mul(const u16* gate_up, u16* y, int inner) {
+  take_turn();
   const i64 row = blockIdx.y;
   const int i = (blockIdx.x * THREADS + threadIdx.x) * 8;
   if (i >= inner) return;
@@ -113,6 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) silu_mul(const u16* gate_u
 extern "C" __global__ void __launch_bounds__(THREADS) rope_and_store(
     const u16* qkv, const u16* cos, const u16* sin, const i64* places, u16* q, u16* keys, u16* values, int heads, int kv_heads, int size,
     int turned) {
+  take_turn();
   const int row = blockIdx.y, head = blockIdx.x * WARPS + threadIdx.x / 32, all = heads + 2 * kv_heads;
   if (head >= all) return;
   const u16* source = qkv + (static_cast<i64>(row) * all + head) * size;
@@ -135,6 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_and_store(
 
 // LLM.int8's activations: numbers below the threshold become multiples of the row's step, outliers stay.
 extern "C" __global__ void __launch_bounds__(THREADS) round_rows(const u16* x, u16* y, int width, float threshold) {
+  take_turn();
   const i64 row = static_cast<i64>(blockIdx.x) * width;
   float largest = 0;
   for (int i = threadIdx.x; i < width; i += THREADS) {
@@ -151,6 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) round_rows(const u16* x, u
 
 // Rows of int8 and their scales: x = y * scales.
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_rows(const u16* x, signed char* y, float* scales, int width) {
+  take_turn();
   const i64 row = static_cast<i64>(blockIdx.x) * width;
   float largest = 0;
   for (int i = threadIdx.x; i < width; i += THREADS) largest = fmaxf(largest, fabsf(widen(x[row + i])));
@@ -163,6 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize_rows(const u16* x
 // y = sums * row scale * column scale + bias, of the int32 sums of a product of int8 matrices.
 extern "C" __global__ void __launch_bounds__(THREADS) scale_sums(
     const int* sums, const float* row_scales, const float* column_scales, const u16* bias, u16* y, int columns) {
+  take_turn();
   const int column = blockIdx.x * THREADS + threadIdx.x;
   if (column >= columns) return;
   const i64 place = static_cast<i64>(blockIdx.y) * columns + column;

@@ -3,7 +3,8 @@
 // A block of 8 warps computes 16 * HEIGHT * ROW_WARPS rows for 8 * TILES columns of y^T (batch rows): a warp HEIGHT tiles of 16 rows,
 // so that what it reads of x serves them all. Warps of the same rows share the columns of the weight, blocks of the same rows too
 // (gridDim.y), and sums are added in a fixed order: equal inputs, equal bits.
-// Weights, scales and activations come through a ring of shared memory filled by asynchronous copies.
+// Weights, scales and activations come through a ring of shared memory filled by asynchronous copies; the ring's first weights while the
+// kernel before still computes the activations.
 
 #define WARPS 8
 #define THREADS (32 * WARPS)
@@ -66,8 +67,8 @@ struct Fetch {
     }
   }
 
-  // Start copying this slab into the stage at this offset, and step to the next slab.
-  __device__ __forceinline__ void next(int offset, bool live) {
+  // Start copying this slab's weights into the stage at this offset, and step to the next slab.
+  __device__ __forceinline__ void weights(int offset, bool live) {
     const int left = live ? chunks - chunk : 0;
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -83,6 +84,12 @@ struct Fetch {
       }
       codes[h] += S::chunks * 32 * QUADS;
     }
+    chunk += S::chunks;
+    span += S::depth_warps;
+  }
+
+  // The same for the activations.
+  __device__ __forceinline__ void inputs(int offset, bool live) {
     const int columns_left = live ? columns - column : 0;
 #pragma unroll
     for (int i = 0; i < passes; i++) {
@@ -90,8 +97,6 @@ struct Fetch {
       const bool inside = row_inside[i % strides] && part * CHUNK_COLUMNS < columns_left;
       if (copies_x) copy16(x_to + offset + i * THREADS * 16, x[i % strides] + part * CHUNK_COLUMNS, inside);
     }
-    chunk += S::chunks;
-    span += S::depth_warps;
     column += S::chunks * CHUNK_COLUMNS;
 #pragma unroll
     for (int i = 0; i < strides; i++) x[i] += S::chunks * CHUNK_COLUMNS;
@@ -198,8 +203,11 @@ __device__ __forceinline__ void linear(
   Fetch<TILES, ROW_WARPS, HEIGHT> fetch(x, codes, scales, shared_address(memory), tile, tiles, begin, batch0, batch, columns, chunks,
                                        groups, shift);
 #pragma unroll
+  for (int i = 0; i < S::stages - 1; i++) fetch.weights(i * stage_bytes, begin + i < end);
+  wait_for_previous();  // which computes the activations
+#pragma unroll
   for (int i = 0; i < S::stages - 1; i++) {
-    fetch.next(i * stage_bytes, begin + i < end);
+    fetch.inputs(i * stage_bytes, begin + i < end);
     commit();
   }
   int full = 0, empty = (S::stages - 1) * stage_bytes;
@@ -207,12 +215,14 @@ __device__ __forceinline__ void linear(
   for (int slab = begin; slab < end; slab++) {
     wait<S::stages - 2>();
     __syncthreads();
-    fetch.next(empty, slab + S::stages - 1 < end);
+    fetch.weights(empty, slab + S::stages - 1 < end);
+    fetch.inputs(empty, slab + S::stages - 1 < end);
     commit();
     multiply(sums, *reinterpret_cast<const Stage<TILES, ROW_WARPS, HEIGHT>*>(memory + full), book);
     empty = full;
     full = full == (S::stages - 1) * stage_bytes ? 0 : full + stage_bytes;
   }
+  start_next();  // not before: blocks that wait beside working ones would be spread unevenly
   wait<0>();
   __syncthreads();
   auto* shared = reinterpret_cast<float*>(memory);
@@ -277,6 +287,7 @@ LINEAR(8, 8, 2)
 extern "C" __global__ void __launch_bounds__(THREADS) dequantize(
     const Quad* codes, const u32* scales, const float* levels, u16* weight, int rows, int columns, int chunks, int groups,
     int shift) {
+  take_turn();
   __shared__ u32 book[BOOK ? 256 : 1];
   fill_book(book, levels, threadIdx.x);
   __syncthreads();

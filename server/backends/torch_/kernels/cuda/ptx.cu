@@ -81,6 +81,26 @@ __device__ __forceinline__ void wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+// Launches overlap (driver.py): the next kernel may be started as soon as all blocks of this one have said so, and what the kernel
+// before has written is there, and anything may be written, only after waiting. Weights, which no kernel writes, may be read before.
+// Every kernel must do both.
+__device__ __forceinline__ void start_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void take_turn() {
+  wait_for_previous();
+  start_next();
+}
+
 // Read past the first-level cache: what other blocks wrote.
 __device__ __forceinline__ float load_shared_by_blocks(const float* address) {
   float r;

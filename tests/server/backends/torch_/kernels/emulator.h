@@ -263,6 +263,10 @@ static void copy4(Shared target, const void* source, bool live) {
 
 static void commit() {}
 
+static void start_next() {}
+static void wait_for_previous() {}
+static void take_turn() {}
+
 template <int PENDING>
 static void wait() {}
 

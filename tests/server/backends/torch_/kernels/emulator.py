@@ -24,6 +24,8 @@ class EmulatedModule:
         threads: int,
         arguments: Sequence[driver.Argument],
         shared: int = 0,
+        *,
+        overlap: bool = True,
     ) -> None:
         values, pointers = driver.pack_arguments(arguments)
         CALL((f"emulate_{kernel}", self._library))(*grid, threads, shared, ctypes.addressof(pointers))
