@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from quant.checkpoint import checkpoint_tensors
 from quant.errors import BadSource
-from quant.families import Family, family_of
+from quant.families import QKV, Family, family_of
 from quant.files import shown
 from quant.safetensors_header import TensorInfo
 from quant.source import Source
@@ -75,6 +75,7 @@ def read_layout(source: Source) -> Layout:
     if tensors:
         raise BadSource(f"{tensors[min(tensors)].said} has no place in this architecture")
     _check_blocks(family, blocks, hidden)
+    _check_heads(source, blocks[0], hidden)
     return Layout(
         family=family,
         hidden=hidden,
@@ -140,4 +141,20 @@ def _check_blocks(family: Family, blocks: tuple[Mapping[str, TensorInfo], ...], 
             weight = blocks[0][f"{name}.weight"]
             raise BadSource(
                 f"{weight.said} has {weight.shape[1]:,} columns, but config.json's hidden_size is {hidden:,}"
+            )
+
+
+def _check_heads(source: Source, block: Mapping[str, TensorInfo], hidden: int) -> None:
+    """Queries, keys and values of a layer that has a matrix for each are as many as config.json says."""
+    heads = _integer(source, "num_attention_heads")
+    kv_heads = _integer(source, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise BadSource("config.json: num_attention_heads must be a multiple of num_key_value_heads")
+    size = hidden // heads if source.config.get("head_dim") is None else _integer(source, "head_dim")
+    for name, count in zip(QKV, (heads, kv_heads, kv_heads), strict=True):
+        weight = block.get(f"{name}.weight")
+        wanted = (count * size, hidden)
+        if weight is not None and weight.shape != wanted:
+            raise BadSource(
+                f"{weight.said} has shape {list(weight.shape)}, but config.json implies {list(wanted)}"
             )

@@ -204,11 +204,19 @@ def test_what_headers_show_is_refused_before_anything_is_written(what: str, tmp_
     assert left(tmp_path / "cache") == []
 
 
-def test_a_config_that_transformers_reads_otherwise_is_refused(model: Path, tmp_path: Path) -> None:
-    spoil_config(model, num_attention_heads=2)
-    tensor = r"^model.safetensors: tensor 'model\.layers\.0\.self_attn\.q_proj\.\w+'"
-    with pytest.raises(BadSource, match=rf"{tensor} has shape .* but config.json implies"):
-        build(model, RTN, tmp_path / "cache")
+@pytest.mark.parametrize(
+    ("heads", "words"),
+    [
+        (2, r"^model.safetensors: tensor '.*q_proj.weight' has shape .* but config.json implies"),
+        (3, "num_attention_heads must be a multiple of num_key_value_heads"),
+    ],
+)
+def test_heads_that_are_not_the_weights_are_refused(
+    model: Path, tmp_path: Path, heads: int, words: str
+) -> None:
+    spoil_config(model, num_attention_heads=heads)
+    with pytest.raises(BadSource, match=words):
+        require_buildable(open_source(str(model), cache=tmp_path / "cache"), parse_recipe(RTN))
     assert left(tmp_path / "cache") == []
 
 
