@@ -14,6 +14,7 @@ from quant.measure.measurement import Measurement
 State = Literal["unmeasured", "passed", "degraded", "rejected"]
 # Mean KL divergence, in nats per token, below which so many bits are as good as they ought to be.
 BANDS: Mapping[int, float] = {16: 0.002, 8: 0.002, 6: 0.006, 5: 0.015, 4: 0.075}
+FEWEST_BITS = min(BANDS)  # fewer promise nothing, and are held to what these promise before they are good
 METHOD_BITS: Mapping[str, int] = {"nf4": 4, "fp4": 4, "int8": 8, "smoothquant": 8, "copy": 16}
 ROWS_WORSE = 10.0  # times as far as its matrix a row may be
 DOUBT = 2.0  # standard errors
@@ -56,7 +57,7 @@ def _beyond(found: Measurement, gate: Gate) -> Iterator[str]:
         return
     yield from _not_the_sources(found, gate)
     doubt = 0.0 if found.complete else DOUBT
-    ratio, band = found.ppl_ratio, BANDS.get(found.bits or 0)
+    ratio, band = found.ppl_ratio, _band(found) if (found.bits or 0) >= FEWEST_BITS else None
     times = None if band is None or gate.max_times_band is None else gate.max_times_band * band
     for figure, limit, name, label in (
         (found.kl.mean, gate.max_kl, "max_kl", "mean KL divergence"),
@@ -90,12 +91,20 @@ def _not_the_sources(found: Measurement, gate: Gate) -> Iterator[str]:
 
 
 def _doubts(found: Measurement) -> Iterator[str]:
-    band = BANDS.get(found.bits or 0)
+    band = _band(found)
     if band is not None and found.kl.mean.value > band:
-        yield f"mean KL divergence {found.kl.mean} is outside the band of {found.bits} bits ({band:g})"
+        bits = max(found.bits or 0, FEWEST_BITS)
+        yield f"mean KL divergence {found.kl.mean} is outside the band of {bits} bits ({band:g})"
     health = found.health
     if health is not None and health.loops - health.source_loops > MORE_LOOPS:
         yield f"{health.loops:.0%} of greedy answers repeat themselves (source: {health.source_loops:.0%})"
+
+
+def _band(found: Measurement) -> float | None:
+    """What its bits promise, or the next fewer ones; None where nobody knows how many they are."""
+    if found.bits is None:
+        return None
+    return BANDS[max((bits for bits in BANDS if bits <= found.bits), default=FEWEST_BITS)]
 
 
 def nominal_bits(recipe: Mapping[str, Any], bits_per_weight: float) -> int | None:
