@@ -62,7 +62,7 @@ def test_a_variant_worse_than_its_bits_is_degraded() -> None:
     assert judge(measurement(0.08), Gate()).state == "degraded"
     assert judge(measurement(0.07, bits=3), Gate()).state == "passed"
     assert judge(measurement(0.08, bits=2), Gate()).state == "degraded", "or auto would prefer it to 4 bits"
-    assert judge(measurement(0.08, bits=7), Gate()).state == "degraded"
+    assert judge(measurement(0.008, bits=7), Gate()).state == "degraded"
     assert judge(measurement(0.003, bits=8), Gate()).state == "degraded"
     loops = Health(loops=0.6, source_loops=0.2)
     assert "repeat" in judge(measurement(health=loops), Gate()).reasons[0]
