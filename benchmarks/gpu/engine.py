@@ -17,6 +17,7 @@ from server.types import Failed, Generate, Open, SamplingParams, TokenLogprobs, 
 class Answer:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt: list[TokenLogprobs] = field(default_factory=list)  # of the second token and all later ones
     error: str = ""
     finish: str | None = None
 
@@ -76,6 +77,7 @@ def _turn(
         elif isinstance(event, Tokens):
             answer.tokens += event.tokens
             answer.logprobs += event.logprobs or ()
+            answer.prompt += event.prompt_logprobs or ()
             answer.finish = event.finish or answer.finish
 
 

@@ -2,7 +2,7 @@
 
 128 prompt tokens, 256 output tokens, greedy. Decode tokens/s = batch x 255 / (t(256) - t(1)), through the
 server's scheduler and executor. Where transformers can read the format with bitsandbytes, its `generate` is
-timed on the same checkpoint.
+timed on the same checkpoint. Exit status 1 if a floor (of an H200) is not reached.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -115,7 +116,16 @@ def tensors_of(executor: TorchExecutor) -> list[torch.Tensor]:
     return found
 
 
-def main() -> None:
+def below(rows: list[dict[str, object]]) -> list[str]:
+    """What did not reach its floor."""
+    return [
+        f"{row['format']} at batch {row['batch']}: {row['tokens_s']} tokens/s, floor {row['floor']}"
+        for row in rows
+        if isinstance(floor := row.get("floor"), int) and float(str(row["tokens_s"])) < floor
+    ]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--formats", nargs="+", default=["awq", "gptq", "nf4", "int8", "fp16"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
@@ -131,7 +141,10 @@ def main() -> None:
             torch.cuda.empty_cache()
             if arguments.json:
                 arguments.json.write_text(json.dumps(rows))
+    for line in below(rows):
+        print(f"BELOW {line}", flush=True)
+    return int(bool(below(rows)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,11 +3,14 @@
 A package of its own adds a backend through the entry point group `quantserve.backends`.
 """
 
+import logging
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from server.backends.base import Backend
 from server.errors import RequestError
+
+logger = logging.getLogger(__name__)
 
 GROUP = "quantserve.backends"
 
@@ -28,22 +31,35 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Backend:
-    """Raises RequestError for an unknown name, with the known ones."""
+    """Raises RequestError for an unknown name, with the known ones, and for a package that is broken."""
     if spec := BUILTIN.get(name):
         module, _, attribute = spec.partition(":")
         backend: Backend = getattr(import_module(module), attribute)
         return backend
     for point in entry_points(group=GROUP, name=name):
-        found: Backend = point.load()
-        return found
+        return _plugin(point)
     raise RequestError(f"no backend {name!r}; known: {', '.join(names())}")
+
+
+def _plugin(point: EntryPoint) -> Backend:
+    """Raises RequestError, whatever that package's code raises: it must not take the others along."""
+    try:
+        found: Backend = point.load()
+    except Exception as error:
+        logger.warning("backend %r cannot be loaded: %r", point.name, error)
+        raise RequestError(f"backend {point.name!r} cannot be loaded: {type(error).__name__}") from error
+    return found
 
 
 def for_format(format_name: str) -> Backend:
     """The first backend that opens this format and can run here. Raises RequestError saying why none can."""
     reasons = []
     for name in names():
-        backend = load(name)
+        try:
+            backend = load(name)
+        except RequestError as error:
+            reasons.append(str(error))
+            continue
         if format_name not in backend.formats:
             continue
         if (reason := backend.probe()) is None:

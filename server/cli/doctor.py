@@ -118,9 +118,14 @@ def _gpu(number: int) -> Iterator[Finding]:
 
 def _backends() -> Iterator[Finding]:
     from server.backends import registry
+    from server.errors import RequestError
 
     for name in registry.names():
-        backend = registry.load(name)
+        try:
+            backend = registry.load(name)
+        except RequestError as error:
+            yield Finding("backends", str(error), "remove or mend the package that brings it")
+            continue
         reason = backend.probe()
         formats = ", ".join(sorted(backend.formats))
         if "toy" not in backend.formats:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.backends import registry
+from server.cli import doctor
 from server.errors import RequestError
 from server.pool.pool import Lease
 from server.types import Generate, SamplingParams, Tokens
@@ -19,18 +20,26 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def install(
+    site: Path, name: str, code: str, monkeypatch: pytest.MonkeyPatch, entry: str | None = None
+) -> None:
+    info = site / f"{name}_backend-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / f"{name}_backend.py").write_text(code)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-backend\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[{registry.GROUP}]\n{name} = {entry or f'{name}_backend:BACKEND'}\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(site), *filter(None, sys.path)]))
+
+
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What pip leaves behind when it installs such a package, for this process and those that it starts."""
-    site = tmp_path / "site"
-    info = site / "echo_backend-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "echo_backend.py").write_text(blocks("python")[0])
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: echo-backend\nVersion: 1.0\n")
     (entry,) = re.findall(r"^echo = \"(.*)\"$", blocks("toml")[0], re.MULTILINE)
-    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\necho = {entry}\n")
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setenv("PYTHONPATH", ":".join([str(site), *filter(None, sys.path)]))
+    assert entry.startswith("echo_backend:")
+    install(tmp_path / "site", "echo", blocks("python")[0], monkeypatch, entry)
 
 
 @pytest.mark.usefixtures("installed")
@@ -56,3 +65,16 @@ async def answers(lease: Lease, prompt: list[int]) -> str:
 def test_without_the_package_the_name_is_unknown() -> None:
     with pytest.raises(RequestError, match="echo"):
         registry.load("echo")
+
+
+def test_a_broken_package_leaves_the_other_backends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", "a_broken", "import no_such_module", monkeypatch)  # asked before all others
+    assert registry.names()[0] == "a_broken"
+    with pytest.raises(RequestError, match="'a_broken' cannot be loaded: ModuleNotFoundError"):
+        registry.load("a_broken")
+    assert registry.for_format("gguf").name == "llama"
+    with pytest.raises(RequestError, match="cannot be loaded"):
+        registry.for_format("no such format")
+    assert any("'a_broken' cannot be loaded" in finding.text for finding in doctor._backends())
