@@ -16,7 +16,7 @@ State = Literal["unmeasured", "passed", "degraded", "rejected"]
 BANDS: Mapping[int, float] = {16: 0.002, 8: 0.002, 6: 0.006, 5: 0.015, 4: 0.075}
 FEWEST_BITS = min(BANDS)  # fewer promise nothing, and are held to what these promise before they are good
 METHOD_BITS: Mapping[str, int] = {"nf4": 4, "fp4": 4, "int8": 8, "smoothquant": 8, "copy": 16}
-ROWS_WORSE = 10.0  # times as far as its matrix a row may be
+ROWS_WORSE = 3.0  # times as far as its matrix a row may be
 DOUBT = 2.0  # standard errors
 MORE_LOOPS = 0.25  # share of greedy answers that repeat themselves, above the source's own
 
@@ -29,7 +29,7 @@ class Gate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     min_top1: float | None = 0.70  # share of tokens
     max_ppl_ratio: float | None = None  # of the variant's perplexity to the source's, on the same text
     max_times_band: float | None = 10.0  # mean KL, as a multiple of what so many bits promise
-    max_times_rounding: float | None = 4.0  # squared error of a matrix, over what its type rounds off
+    max_times_rounding: float | None = 2.0  # squared error of a matrix, over what its type rounds off
     serve_anyway: bool = False  # a rejected variant is served all the same; every answer says so
 
 

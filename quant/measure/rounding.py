@@ -27,6 +27,7 @@ LARGEST = 8_000_000  # weights of one matrix that are read
 ROUNDED_ROWS = 32  # that are rounded again, to know what the type does to them
 FAINT = 1e-3  # of the rows' mean square: what a row below it loses does not matter
 BROKEN = 1e9  # stands for NaN
+FLOAT_ERROR = 1e-3  # of its length that a tensor may be off which stays floats: more than float16 rounds
 FLOATS = frozenset(kind.upper() for kind in FLOAT_TYPES) | {"F64"}
 
 
@@ -92,9 +93,16 @@ def gguf_pairs(source: Path, variant: Path) -> Iterator[Pair]:
         other, kind = theirs.get(tensor.name), tensor.tensor_type.name.lower()
         if other is None or tuple(other.shape) != tuple(tensor.shape) or other.tensor_type.name not in FLOATS:
             continue
-        if len(tensor.shape) > 1 and kind.upper() not in FLOATS and is_known(kind):
+        if kind.upper() in FLOATS and int(tensor.n_elements) <= LARGEST:
+            yield float_pair(tensor.name, _sample(other, sampled), _sample(tensor, sampled))
+        elif len(tensor.shape) > 1 and kind.upper() not in FLOATS and is_known(kind):
             own, found = _sample(other, sampled), _sample(tensor, sampled)
             yield Pair(tensor.name, own, found, partial(rounded, kind), costly=True)
+
+
+def float_pair(name: str, source: Rows, variant: Rows) -> Pair:
+    """Of a tensor that is not quantized: norms, biases, small matrices."""
+    return Pair(name, source, variant, lambda rows: rows * np.float32(1 + FLOAT_ERROR), costly=False)
 
 
 def row_step(rows: int, weights: int, sampled: bool) -> int:

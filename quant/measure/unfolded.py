@@ -1,4 +1,4 @@
-"""The matrices of torch formats beside the source's, for quant.measure.rounding.
+"""The tensors of torch formats beside the source's, for quant.measure.rounding.
 
 Methods that scale channels (AWQ, SmoothQuant) fold the scales into what comes before a linear. What they did
 to a matrix is undone first: the scale of each input channel, and of each output channel where another linear
@@ -15,7 +15,7 @@ import torch
 
 from quant.checkpoint import checkpoint_tensors, read_config
 from quant.formats.modules import QuantizedModule, quantized_modules
-from quant.measure.rounding import ALL_WEIGHTS, Pair, Rows, row_step
+from quant.measure.rounding import ALL_WEIGHTS, FLOATS, LARGEST, Pair, Rows, float_pair, row_step
 from quant.safetensors_header import TensorInfo
 from quant.scheme import Scheme
 
@@ -45,6 +45,17 @@ def torch_pairs(source: Path, variant: Path, method: str) -> Iterator[Pair]:
             own = _scaled(own, found, rows=name.endswith(READ_BY_LINEARS))
         step = row_step(len(own), own.size, sampled)
         yield Pair(name, own[::step], found[::step], _rounder(module, ALLOWED.get(method, 1.0)), costly=False)
+    if method not in FOLDING:  # which change norms and biases on purpose
+        yield from _floats(tensors, theirs)
+
+
+def _floats(tensors: Mapping[str, TensorInfo], theirs: Mapping[str, TensorInfo]) -> Iterator[Pair]:
+    for name, info in tensors.items():
+        other = theirs.get(name)
+        if other is None or other.shape != info.shape or info.dtype not in FLOATS or info.elements > LARGEST:
+            continue
+        own, found = (np.atleast_2d(_read(one).float().numpy()) for one in (other, info))
+        yield float_pair(name, own.reshape(-1, own.shape[-1]), found.reshape(-1, found.shape[-1]))
 
 
 def _decoded(module: QuantizedModule) -> Rows:

@@ -65,7 +65,8 @@ class Gatekeeper:
         known = self._known.get(id)
         if known is None or known.verdict.state != "rejected" or not known.gate.serve_anyway:
             return None
-        return f"rejected, served anyway: {'; '.join(known.verdict.reasons)}"
+        reasons = "; ".join(known.verdict.reasons).replace("±", "+-")  # headers are ASCII
+        return f"rejected, served anyway: {reasons}"
 
     async def judge(self, model: Model, variant: Variant) -> Judged:
         """Before a variant is opened. Where nothing is known yet, it waits for a quick measurement, but no
@@ -127,7 +128,8 @@ def refusal(id: str, verdict: Verdict) -> VariantRejected:
     )
 
 
-def candidate(one: Judged, loaded: bool) -> Candidate:
+def candidate(one: Judged, loaded: bool, held: int = 0) -> Candidate:
+    """`held`: bytes of memory that the loader counts with where it has seen such an engine, else 0."""
     found = one.measurement
     speed = found.speed if found else None
     return Candidate(
@@ -136,7 +138,7 @@ def candidate(one: Judged, loaded: bool) -> Candidate:
         barred=one.barred,
         kl=found.kl.mean.value if found else None,
         bytes=one.variant.manifest.bytes,
-        memory=speed.memory_bytes if speed else one.variant.manifest.bytes,
+        memory=held or (speed.memory_bytes if speed else one.variant.manifest.bytes),
         speed=speed.decode_8 if speed else None,
         loaded=loaded,
         device="cpu",  # every backend of ours runs on one

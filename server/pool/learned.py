@@ -40,6 +40,11 @@ class Learned:
         known = {device: int(MARGIN * amount) for device, amount in seen.bytes.items()}
         return {**estimated, **known}
 
+    def largest(self, variant: str, device: str) -> int:
+        """The same of the variant's largest engine that was seen, with whatever context; 0 for none."""
+        keys = [key for key in self._seen if key.startswith(f"{variant} ")]
+        return int(MARGIN * max((self._seen[key].bytes.get(device, 0) for key in keys), default=0))
+
     def load_s(self, key: str, need: int) -> float:
         """Seconds to load it; unknown ones at the rate of a slow disk."""
         seen = self._seen.get(key)

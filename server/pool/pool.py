@@ -181,10 +181,15 @@ class Pool:
     def choice(self, model: Model, mode: Mode) -> Chosen:
         """Which of the model's built variants `model:auto` and the like mean."""
         loaded = {host.id for host in self._hosts.values() if host.loaded}
-        found = self.gatekeeper.of_model(model)
-        return choose(
-            mode, [candidate(one, variant_id(model, one.name) in loaded) for one in found], situation()
-        )
+        candidates = [
+            candidate(
+                one,
+                variant_id(model, one.name) in loaded,
+                self._learned.largest(one.variant.manifest.key, RAM),
+            )
+            for one in self.gatekeeper.of_model(model)
+        ]
+        return choose(mode, candidates, situation(self.memory.budgets[RAM]))
 
     def default(self, model: Model) -> str:
         """The variant that answers to the bare name: the promoted one, else what models.yaml says."""

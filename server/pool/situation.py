@@ -10,9 +10,11 @@ MEMINFO = Path("/proc/meminfo")
 GROUP = Path("/sys/fs/cgroup")
 
 
-def situation() -> Situation:
+def situation(budget: int) -> Situation:
+    """`budget`: bytes that all engines together may hold; idle ones make way."""
     return Situation(
-        free_memory=free_memory(), devices=frozenset({"cpu", "cuda"} if CUDA.exists() else {"cpu"})
+        free_memory=min(budget, free_memory()),
+        devices=frozenset({"cpu", "cuda"} if CUDA.exists() else {"cpu"}),
     )
 
 

@@ -45,6 +45,15 @@ def zero_bytes(folder: Path, name: str, count: int) -> None:
     _publish(folder, bytes(data))
 
 
+def swap_bytes(folder: Path, one: str, other: str) -> None:
+    """Two tensors of one shape and type change places."""
+    by_name = {tensor.name: tensor for tensor in _tensors(folder)}
+    data = bytearray((folder / "model.gguf").read_bytes())
+    a, b = (slice(by_name[name].start, by_name[name].end) for name in (one, other))
+    data[a], data[b] = data[b], data[a]
+    _publish(folder, bytes(data))
+
+
 def change_tensors(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """The tensors of a checkpoint's only file, changed in place by `change`."""
     from safetensors.torch import load_file, save_file
