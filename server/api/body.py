@@ -1,6 +1,6 @@
 """A JSON body becomes a checked request model, or a 400 that names the parameter."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,6 +20,7 @@ def json_body(model: type[B]) -> Callable[[Request], Awaitable[B]]:
 
     async def read(request: Request) -> B:
         _require_json(request.headers.get("content-type", ""))
+        _require_plain(request.headers.getlist("content-encoding"))
         body = parse(model, await request.body())
         name_ignored(request, body.ignored())
         return body
@@ -36,6 +37,7 @@ def parse(model: type[B], raw: bytes) -> B:
         body = model.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         raise from_validation(error) from None
+    body.sent_as(fields.keys())
     body.refuse_unsupported()
     return body
 
@@ -53,6 +55,13 @@ def _decode(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError("the body must be a JSON object")
     return value
+
+
+def _require_plain(encodings: Iterable[str]) -> None:
+    """A small body must not become a large one here."""
+    codings = (coding.strip().lower() for encoding in encodings for coding in encoding.split(","))
+    if any(coding not in ("", "identity") for coding in codings):
+        raise WrongContentType("bodies must not be compressed: send JSON without a Content-Encoding")
 
 
 def _require_json(content_type: str) -> None:

@@ -136,9 +136,8 @@ async def _reasoning(body: ChatRequest, text: TextModel, *, begun: bool, bounded
 def _budget(body: ChatRequest, text: TextModel) -> int | None:
     if text.marks is None:
         if body.reasoning_budget is not None:
-            raise UnsupportedParameter(
-                "reasoning_budget: this model has no thoughts to bound", param="reasoning_budget"
-            )
+            name = body.called("reasoning_budget")
+            raise UnsupportedParameter(f"{name}: this model has no thoughts to bound", param=name)
         if body.reasoning_effort not in (None, "none") and "reasoning_effort" not in text.template.variables:
             raise UnsupportedParameter(
                 "reasoning_effort: this model does not reason", param="reasoning_effort"

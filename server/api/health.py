@@ -1,4 +1,5 @@
-"""The probes: alive, ready, which version. Only the first two answer without a key."""
+"""The probes: alive, ready, which version. Only the first two answer without a key, and to HEAD, whose body
+the protocol below leaves out."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -34,11 +35,13 @@ class Version(Struct, frozen=True, kw_only=True):
     version: str
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> Response:
     return _json(Alive())
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(services: Using) -> Response:
     """200 once every model with `preload: true` is ready; one that was unloaded since is not missed."""

@@ -1,5 +1,6 @@
 """Whether a schema that refers to itself has any finite value: else it is written for ever."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -48,8 +49,8 @@ def _needed(node: Mapping[str, Any]) -> list[object]:
     match node.get("type"):
         case "object" if isinstance(named := node.get("properties"), Mapping):
             return [named.get(name) for name in _list(node.get("required")) if isinstance(name, str)]
-        case "array" if isinstance(count := node.get("minItems"), int) and count > 0:
-            first = _list(node.get("prefixItems"))[:count]
+        case "array" if isinstance(count := node.get("minItems"), int | float) and count > 0:
+            first = _list(node.get("prefixItems"))[: math.ceil(count)]
             return first if len(first) >= count else [*first, node.get("items")]
     return []
 

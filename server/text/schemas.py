@@ -98,7 +98,7 @@ def large_numbers(node: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: at most {limit}"
     if isinstance(step := node.get("multipleOf"), int | float) and step > 0 and steps(step) > MAX_STEPS:
         yield f"multipleOf: at most {MAX_STEPS}, counted in its last decimal"
-    if isinstance(count := node.get("minProperties"), int) and count > certain(node) + 1:
+    if isinstance(count := node.get("minProperties"), int | float) and count > certain(node) + 1:
         yield "minProperties: cannot be enforced beyond the number of required properties and one more"
 
 
@@ -165,6 +165,8 @@ def _settle(value: Any, *, closes: bool) -> Any:
             out[key] = {name: _settle(part, closes=closes) for name, part in item.items()}
         elif key in ("enum", "const", "default", "examples", "required"):
             out[key] = item
+        elif key in REPEATS and isinstance(item, float) and item.is_integer():
+            out[key] = int(item)  # 3.0: the compiler takes 3 only
         elif (key, item) != ("uniqueItems", False):
             out[key] = _settle(item, closes=closes)
     if closes and is_open(out):

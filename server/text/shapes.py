@@ -41,7 +41,8 @@ def _is_step(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """3.0 is a whole number, too, from draft 6 on."""
+    return _is_number(value) and value >= 0 and value == value // 1
 
 
 def _are_texts(value: Any) -> bool:

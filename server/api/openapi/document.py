@@ -1,6 +1,6 @@
 """OpenAPI 3.1, made from the routes, their request models, the answers' structs and the table."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from http import HTTPStatus
 from typing import Any
@@ -13,7 +13,7 @@ from msgspec import Struct
 from server.api.auth import OPEN_PATHS
 from server.api.envelope import ErrorBody, MessagesError, is_messages
 from server.api.openapi.table import EVERYWHERE, OPERATIONS, WITH_BODY, Answer, Operation
-from server.api.schema.base import Body
+from server.api.schema.base import Body, other_names
 
 Json = dict[str, Any]
 
@@ -26,9 +26,11 @@ HEADERS: Mapping[str, str] = {
     "X-Request-Id": "the client's, or a new one",
     "X-Variant": "the variant that answered",
     "X-Fallback-For": "the variant that was asked for, where memory was short and a smaller one answered",
+    "X-Gate": "why the variant that answered is beyond its gate, where it is served anyway",
     "X-Ignored-Params": "parameters that had no effect",
     "Retry-After": "seconds to wait before trying again",
 }
+OF_MODELS = ("X-Variant", "X-Fallback-For", "X-Gate", "X-Ignored-Params")
 EVENTS = "text/event-stream"
 ONE_EVENT: Json = {  # OpenAPI 3.1 has no schema of a whole stream
     "type": "object",
@@ -72,9 +74,10 @@ def _header(text: str) -> Json:
 
 
 def api_routes(app: FastAPI) -> Iterator[APIRoute]:
-    """All of them, of the routers that `create_app` put together."""
+    """All but HEAD beside GET, of the routers that `create_app` put together."""
     routers: tuple[APIRouter, ...] = app.state.routers
-    return (route for router in routers for route in router.routes if isinstance(route, APIRoute))
+    every = (route for router in routers for route in router.routes if isinstance(route, APIRoute))
+    return (route for route in every if route.include_in_schema)
 
 
 def body_of(route: APIRoute) -> type[Body] | None:
@@ -95,7 +98,8 @@ def _operation(route: APIRoute, table: Operation, schemas: Json, model: str) -> 
         "tags": route.tags or ["operations"],
         "responses": dict(_responses(table, body is not None, route.path_format)),
     }
-    if parameters := [_path_parameter(name) for name in route.param_convertors]:
+    named = [_path_parameter(name) for name in route.param_convertors]
+    if parameters := named + [_header_parameter(*header) for header in table.reads.items()]:
         entry["parameters"] = parameters
     if body is not None:
         content: Json = {"schema": _request_schema(body, schemas)}
@@ -110,11 +114,13 @@ def _path_parameter(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
+def _header_parameter(name: str, about: str) -> Json:
+    return {"name": name, "in": "header", "description": about, "schema": {"type": "string"}}
+
+
 def _responses(table: Operation, has_body: bool, path: str) -> Iterator[tuple[str, Json]]:
     """Whole answers, and every error that the route can give."""
-    headers = (
-        ["X-Request-Id", "X-Variant", "X-Fallback-For", "X-Ignored-Params"] if has_body else ["X-Request-Id"]
-    )
+    headers = ["X-Request-Id", *(OF_MODELS if has_body else ())]
     good = _response(table.status, table.answer, headers)
     if table.streams:
         good["content"][EVENTS] = {"schema": ONE_EVENT}
@@ -170,7 +176,19 @@ def _pydantic(model: type[Body]) -> tuple[Json, Json]:
         part.pop("title", None)
         if name not in required:
             schema["properties"][name] = _nullable(part)
+    for name, info in model.model_fields.items():
+        _name_otherwise(schema, name, other_names(name, info))
     return schema, parts
+
+
+def _name_otherwise(schema: Json, name: str, others: Sequence[str]) -> None:
+    """The parameter under each of its names. One that has to be there may be there under any of them."""
+    properties: Json = schema["properties"]
+    for other in others:
+        properties[other] = {**properties[name], "description": f"another name of {name}"}
+    if others and name in schema.get("required", ()):
+        schema["required"] = [one for one in schema["required"] if one != name]
+        schema["anyOf"] = [{"required": [one]} for one in (name, *others)]
 
 
 def _without_long_lists(value: Any) -> Any:

@@ -50,8 +50,9 @@ def _operations(description: Json) -> Iterator[str]:
 
 def _rows(schema: Json) -> Iterator[str]:
     for name, part in schema["properties"].items():
-        needed = name in schema.get("required", ())
-        default = "required" if needed else _plain(part.get("default"))
+        default = "required" if name in schema.get("required", ()) else _plain(part.get("default"))
+        if {"required": [name]} in schema.get("anyOf", ()):
+            default = "required, by one of its names"
         about = f" ({escape(part['description'])})" if "description" in part else ""
         yield f"<tr><td><code>{escape(name)}</code><td>{escape(_kind(part))}{about}<td>{escape(default)}</tr>"
 

@@ -37,6 +37,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     streams: bool = False
     errors: tuple[int, ...] = ()
     example: dict[str, Any] | None = None
+    reads: Mapping[str, str] = {}  # headers of the request, with what they say
 
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
@@ -134,6 +135,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = MappingProxyType(
             summary="What happens to a job, from its beginning or from Last-Event-ID on",
             answer="text/event-stream",
             also={204: None},
+            reads={"Last-Event-ID": "the id of the last event that the client has; the next ones come"},
             errors=(403,),
         ),
         ("GET", "/quantize/{job}/log"): Operation(

@@ -1,10 +1,11 @@
 """What every request model shares: strict types, and a place for fields that it does not define."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
+from pydantic.fields import FieldInfo
 
 from server.errors import UnsupportedParameter
 
@@ -35,6 +36,17 @@ class Body(Loose):
     values that ask for nothing and may pass."""
 
     UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    _sent: dict[str, str] = PrivateAttr(default_factory=dict)  # fields that came by another name
+
+    def sent_as(self, names: Collection[str]) -> None:
+        """Keeps by which of its names each parameter came. `names`: those of the request."""
+        for field, info in type(self).model_fields.items():
+            if field not in names:
+                self._sent.update((field, one) for one in other_names(field, info) if one in names)
+
+    def called(self, field: str) -> str:
+        """The client's name for a parameter: what an error calls it."""
+        return self._sent.get(field, field)
 
     def refuse_unsupported(self) -> None:
         """Raises UnsupportedParameter."""
@@ -68,9 +80,15 @@ def field_names() -> frozenset[str]:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
         for name, info in kind.model_fields.items():
-            aliases = getattr(info.validation_alias, "choices", [info.validation_alias])
-            names |= {name, *(alias for alias in aliases if isinstance(alias, str))}
+            alone = {info.validation_alias} if isinstance(info.validation_alias, str) else set()
+            names |= {name, *alone, *other_names(name, info)}
     return frozenset(names)
+
+
+def other_names(name: str, info: FieldInfo) -> list[str]:
+    """By which a client may call a field as well."""
+    choices = getattr(info.validation_alias, "choices", ())
+    return [one for one in choices if isinstance(one, str) and one != name]
 
 
 def text_or(things: str) -> BeforeValidator:

@@ -1,6 +1,6 @@
 """/v1/chat/completions: the request."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, model_validator
@@ -119,6 +119,12 @@ def _named_tool(value: Any) -> Any:
     return value
 
 
+def without_tools(body: Loose, tools: Sequence[Loose]) -> list[str]:
+    """What a request says of calls that no function is there for."""
+    given = body.model_fields_set
+    return [] if tools else [name for name in ("tool_choice", "parallel_tool_calls") if name in given]
+
+
 class ChatRequest(Structured):
     UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "audio": (),
@@ -216,7 +222,7 @@ class ChatRequest(Structured):
     def ignored(self) -> list[str]:
         """A call that is forced leaves nothing to say, and no form for it."""
         vain = self.forces_call and self.has_format
-        return [*super().ignored(), *(["response_format"] if vain else [])]
+        return [*super().ignored(), *(["response_format"] if vain else []), *without_tools(self, self.tools)]
 
     @property
     def many_calls(self) -> bool:

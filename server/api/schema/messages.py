@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field
 
 from server.api.schema.base import Loose, text_or
-from server.api.schema.chat import MAX_MESSAGES, Name
+from server.api.schema.chat import MAX_MESSAGES, Name, without_tools
 from server.api.schema.sampling import MAX_INT64, Sampling, StopText
 from server.errors import UnsupportedParameter
 
@@ -131,7 +131,8 @@ class Conversing(Sampling):
         """A call that is forced leaves nothing to say, and no form for it."""
         forced = self.tool_choice is not None and self.tool_choice.type in ("any", "tool")
         vain = forced and self.output_config is not None and self.output_config.format is not None
-        return [*super().ignored(), *(["output_config.format"] if vain else [])]
+        forms = ["output_config.format"] if vain else []
+        return [*super().ignored(), *forms, *without_tools(self, self.tools)]
 
 
 class MessagesRequest(Conversing):

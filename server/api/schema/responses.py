@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
 from server.api.schema.base import Loose, text_or
-from server.api.schema.chat import MAX_MESSAGES, Effort, Name
+from server.api.schema.chat import MAX_MESSAGES, Effort, Name, without_tools
 from server.api.schema.sampling import MAX_INT64, Sampling, StopTexts
 from server.api.schema.structured import SchemaName
 from server.errors import UnsupportedParameter
@@ -212,7 +212,7 @@ class ResponsesRequest(Sampling):
             names.append("include")
         if self._forces_call and self.text is not None and self.text.has_format:
             names.append("text.format")
-        return names
+        return [*names, *without_tools(self, self.tools)]
 
     @property
     def _forces_call(self) -> bool:

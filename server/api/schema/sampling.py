@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from server.api.schema.base import BOOKKEEPING, Body, Loose
+from server.api.schema.base import BOOKKEEPING, Body, Loose, other_names
 from server.errors import RequestError, UnsupportedParameter
 
 MAX_INT64 = 2**63 - 1
@@ -30,6 +30,13 @@ StopTexts = Annotated[
 ]
 
 
+def _each_token_once(biases: dict[str, float]) -> dict[str, float]:
+    """JSON's names are texts: 5 and 05 are two of them."""
+    if len({int(token) for token in biases}) < len(biases):
+        raise ValueError("names one token id twice")
+    return biases
+
+
 class StreamOptions(Loose):
     include_usage: bool = False
 
@@ -49,6 +56,7 @@ class Sampling(Body):
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
         Field(default_factory=dict, max_length=1024),
+        AfterValidator(_each_token_once),
     ]
     stop_token_ids: Annotated[list[TokenId], Field(default_factory=list, max_length=64)]
     stream: bool = False
@@ -124,4 +132,4 @@ def _below(body: type[Sampling]) -> Iterator[type[Sampling]]:
 
 def _names(name: str, info: FieldInfo) -> Iterator[str]:
     yield name
-    yield from (one for one in getattr(info.validation_alias, "choices", ()) if isinstance(one, str))
+    yield from other_names(name, info)

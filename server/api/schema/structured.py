@@ -64,6 +64,11 @@ class StructuredOutputs(Loose):
                 )
         return self
 
+    @property
+    def bounds(self) -> bool:
+        others = (self.json_, self.regex, self.choice, self.grammar)
+        return bool(self.json_object) or any(value is not None for value in others)
+
 
 class Structured(Completing):
     response_format: ResponseFormat | None = None
@@ -95,6 +100,11 @@ class Structured(Completing):
     def has_format(self) -> bool:
         return self.response_format is not None and self.response_format.type != "text"
 
+    def ignored(self) -> list[str]:
+        """`structured_outputs` that bounds nothing is one of them."""
+        vain = self.structured_outputs is not None and not self.structured_outputs.bounds
+        return [*super().ignored(), *(["structured_outputs"] if vain else [])]
+
     def _formats(self) -> dict[str, Grammar]:
         if self.response_format is None or self.response_format.type == "text":
             return {}
@@ -118,9 +128,9 @@ class Structured(Completing):
             "structured_outputs.grammar": of_kind("grammar", outputs.grammar, param),
             "structured_outputs.json_object": any_object(param) if outputs.json_object else None,
             "guided_json": of_kind("json", self.guided_json, "guided_json"),
-            "guided_regex": of_kind("regex", self.guided_regex, "guided_regex"),
-            "guided_choice": of_kind("choice", self.guided_choice, "guided_choice"),
-            "guided_grammar": of_kind("grammar", self.guided_grammar, "guided_grammar"),
+            (regex := self.called("guided_regex")): of_kind("regex", self.guided_regex, regex),
+            (choice := self.called("guided_choice")): of_kind("choice", self.guided_choice, choice),
+            (lark := self.called("guided_grammar")): of_kind("grammar", self.guided_grammar, lark),
         }
         return {name: grammar for name, grammar in found.items() if grammar is not None}
 

@@ -1,6 +1,7 @@
 """One error shape on every route, whatever is wrong with the request."""
 
 import asyncio
+import gzip
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -54,6 +55,25 @@ async def test_only_json_is_taken(http: httpx.AsyncClient, path: str, kind: str)
     response = await http.post(path, content=b"{}", headers={"content-type": kind})
     assert response.status_code == 415
     assert error_of(response)["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("coding", ["gzip", "identity, br", "GZIP", "unheard-of"])
+async def test_compressed_bodies_are_refused_as_such(http: httpx.AsyncClient, path: str, coding: str) -> None:
+    response = await http.post(
+        path, content=gzip.compress(b"{}"), headers=JSON | {"content-encoding": coding}
+    )
+    assert response.status_code == 415
+    error = error_of(response)
+    assert error["code"] == "unsupported_media_type"
+    assert "must not be compressed" in error["message"]
+
+
+async def test_an_identity_is_no_compression(http: httpx.AsyncClient) -> None:
+    body = json.dumps({"model": "toy", "content": "a"})
+    for coding in ("identity", ""):
+        response = await http.post("/tokenize", content=body, headers=JSON | {"content-encoding": coding})
+        assert response.status_code == 200
 
 
 @pytest.mark.parametrize(

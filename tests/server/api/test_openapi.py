@@ -155,6 +155,69 @@ def test_every_parameter_has_a_row_in_its_part_of_the_documentation(kind: type[B
     assert not names_of(kind) - rows_of(part) - (referred & names_of(Structured))
 
 
+@pytest.mark.parametrize("part", sorted(set(PARTS.values())))
+async def test_every_documented_parameter_is_described(part: str, http: httpx.AsyncClient) -> None:
+    schemas = (await http.get("/openapi.json")).json()["components"]["schemas"]
+    known = {
+        name
+        for kind, place in PARTS.items()
+        if place == part
+        for name in schemas[kind.__name__]["properties"]
+    }
+    [text] = [one for one in API.split("\n## ") if one.startswith(part)]
+    rows = rows_of("\n\n".join(re.findall(r"^\| parameter \|.*?(?=\n\n|\Z)", text, re.DOTALL | re.MULTILINE)))
+    assert rows
+    assert not rows - known
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "other"),
+    [
+        ("ChatRequest", "guided_regex", "regex"),
+        ("CompletionRequest", "guided_choice", "choice"),
+        ("CompletionRequest", "guided_grammar", "lark"),
+        ("ChatRequest", "reasoning_budget", "thinking_budget"),
+        ("ChatRequest", "reasoning_budget", "thinking_token_budget"),
+        ("TokenizeRequest", "add_special", "add_special_tokens"),
+        ("TokenizeRequest", "content", "prompt"),
+    ],
+)
+async def test_other_names_are_described_alike(
+    http: httpx.AsyncClient, kind: str, name: str, other: str
+) -> None:
+    properties = (await http.get("/openapi.json")).json()["components"]["schemas"][kind]["properties"]
+    assert properties[other] == {**properties[name], "description": f"another name of {name}"}
+
+
+async def test_a_text_to_tokenize_may_have_either_name(http: httpx.AsyncClient) -> None:
+    schema = (await http.get("/openapi.json")).json()["components"]["schemas"]["TokenizeRequest"]
+    assert schema["required"] == ["model"]
+    assert schema["anyOf"] == [{"required": ["content"]}, {"required": ["prompt"]}]
+    for name in ("content", "prompt"):
+        assert (await http.post("/tokenize", json={"model": "toy", name: "a"})).status_code == 200
+    missing = await http.post("/tokenize", json={"model": "toy"})
+    assert missing.json()["error"]["param"] == "content"
+
+
+async def test_every_documented_header_is_described(http: httpx.AsyncClient) -> None:
+    described = (await http.get("/openapi.json")).json()
+    operations = [one for methods in described["paths"].values() for one in methods.values()]
+    asked = {
+        one["name"] for entry in operations for one in entry.get("parameters", ()) if one["in"] == "header"
+    }
+    told = {
+        name
+        for entry in operations
+        for answer in entry["responses"].values()
+        for name in answer.get("headers", ())
+    }
+    of_every_body = {"Content-Type", "Content-Encoding"}  # HTTP's own, of the body and not of the request
+    documented = set(re.findall(r"`((?:[A-Z]\w*-)+\w+)`", API)) - of_every_body
+    assert {"X-Gate", "X-Ignored-Params", "Last-Event-ID"} <= documented
+    assert not documented - asked - told
+    assert told == set(described["components"]["headers"])
+
+
 async def test_no_request_is_missed(tmp_path: Path) -> None:
     async with application(tmp_path) as app:
         assert {body_of(route) for route in api_routes(app)} - {None} == {*PARTS}

@@ -56,6 +56,14 @@ async def test_without_preloading_the_server_is_ready_at_once(http: httpx.AsyncC
     assert set((await http.get("/version")).json()) == {"version"}
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_probes_may_ask_for_the_head_alone(http: httpx.AsyncClient, path: str) -> None:
+    whole, head = await http.get(path), await http.head(path)
+    assert head.status_code == 200
+    assert head.headers["content-length"] == whole.headers["content-length"]
+    assert set((await http.delete(path)).headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
 async def test_a_model_is_listed_and_found_by_each_of_its_names(tmp_path: Path) -> None:
     model = toy(write_gguf(tmp_path / "toy.gguf"), aliases=("other",))
     async with application(tmp_path, model) as app, client(app) as http:

@@ -85,6 +85,46 @@ async def test_one_parameter_by_two_names_is_refused(http: httpx.AsyncClient, fi
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking_budget": "x"}, {"thinking_token_budget": -1}, {"thinking_budget": 5},
+        {"reasoning_budget": 5}, {"regex": "("}, {"regex": "(" * 40}, {"lark": "start: a"}, {"choice": []},
+        {"choice": ["a" * 70_000]},
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+async def test_an_error_calls_a_parameter_as_the_client_does(
+    http: httpx.AsyncClient, fields: dict[str, Any]
+) -> None:
+    (name,) = fields
+    response = await http.post(CHAT, json=chat(**fields))
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["message"].partition(":")[0]) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "names"),
+    [
+        (CHAT, {"structured_outputs": {"json_object": False}}, "structured_outputs"),
+        (COMPLETIONS, {"structured_outputs": {}}, "structured_outputs"),
+        (CHAT, {"structured_outputs": {"json_object": False, "choice": ["a"]}}, ""),
+        (CHAT, {"tool_choice": "auto", "parallel_tool_calls": False}, "tool_choice, parallel_tool_calls"),
+        (CHAT, {"tools": [], "tool_choice": "none"}, "tool_choice"),
+        (CHAT, {"tool_choice": None, "parallel_tool_calls": None, "structured_outputs": None}, ""),
+        (RESPONSES, {"tool_choice": "none", "parallel_tool_calls": True}, "tool_choice, parallel_tool_calls"),
+        (MESSAGES, {"tool_choice": {"type": "auto"}}, "tool_choice"),
+    ],
+)
+async def test_what_has_no_effect_is_named(
+    http: httpx.AsyncClient, path: str, fields: dict[str, Any], names: str
+) -> None:
+    response = await http.post(path, json=_least(path) | fields)
+    assert response.status_code == 200, response.text
+    assert response.headers.get("x-ignored-params", "") == names
+
+
+@pytest.mark.parametrize(
     ("path", "fields"),
     [
         (CHAT, {"echo": False, "best_of": None, "metadata": {"a": "b"}, "store": True, "user": "u"}),

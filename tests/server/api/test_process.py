@@ -93,6 +93,17 @@ def test_a_client_that_leaves_frees_its_sequence(server: Running, stream: bool) 
     until(lambda: idle(server), 1)
 
 
+def test_a_client_that_closes_its_sending_half_counts_as_gone(server: Running) -> None:
+    with server.send(request({**ENDLESS, "stream": True})) as connection:
+        until(lambda: server.gauge("num_requests_running") == 1, 5)
+        connection.shutdown(socket.SHUT_WR)
+        until(lambda: idle(server), 1)
+    with server.send(b"HEAD /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") as connection:
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n")  # the head alone
+
+
 def test_many_clients_leave_at_every_stage_and_nothing_is_left(server: Running) -> None:
     body = {**ENDLESS, "stream": True}
     server.http.get("/health")

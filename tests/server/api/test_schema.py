@@ -93,6 +93,7 @@ def test_a_value_out_of_bounds_is_refused_by_name_and_bound(field: str, value: o
         ({"tool_choice": "required"}, "tool_choice"),
         ({"logit_bias": {"abc": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 500}}, "logit_bias"),
+        ({"logit_bias": {"5": 1, "05": 1}}, "logit_bias"),
     ],
 )
 def test_the_parameter_is_named_by_its_path(fields: dict[str, Any], param: str) -> None:

@@ -38,6 +38,8 @@ BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "file": ({"properties": {"a": {"$ref": "other.json#/x"}}}, "$ref"),
     "text for a number": ({"minimum": "5"}, "minimum: must be a number"),
     "text for a count": ({"items": {"minLength": "5"}}, "minLength: must be a whole number"),
+    "fraction for a count": ({"minLength": 3.5}, "minLength: must be a whole number"),
+    "float beyond": ({"minProperties": 3.0}, "minProperties"),
     "negative count": ({"maxItems": -1}, "maxItems: must be a whole number"),
     "number for a pattern": ({"properties": {"a": {"pattern": 5}}}, "pattern: must be a text"),
     "unknown type": ({"anyOf": [{"type": ["string", "text"]}]}, "type: must be the name"),
@@ -93,6 +95,7 @@ def test_what_is_beyond_the_bounds_is_refused_with_the_bound(schema: dict[str, A
         {"const": {"$ref": "http://data"}},
         {"x-ours": {"minimum": "5"}, "examples": [{"type": 5}], "properties": {"minimum": {}, "type": True}},
         {"minimum": 0, "exclusiveMinimum": True, "items": [{"type": "string"}]},  # of older drafts
+        {"type": "string", "minLength": 3.0, "maxLength": 4.0},
         {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
         {"type": "number", "exclusiveMinimum": 0.5, "maximum": 0.55},
         {"type": "integer", "exclusiveMinimum": 0, "maximum": 0.5},
@@ -141,6 +144,12 @@ def test_but_what_says_otherwise_stays_as_it_is(schema: dict[str, Any]) -> None:
     assert json.loads(settled(schema)) == schema
 
 
+def test_whole_floats_are_compiled_as_counts() -> None:
+    schema = {"items": {"minLength": 3.0}, "maxItems": 2.0, "const": {"minItems": 1.0}, "maximum": 1.5}
+    text = settled(schema)
+    assert text == '{"items":{"minLength":3},"maxItems":2,"const":{"minItems":1.0},"maximum":1.5}'
+
+
 def test_what_is_settled_is_still_a_schema() -> None:
     Draft202012Validator.check_schema(
         json.loads(settled({"uniqueItems": False, "properties": {"uniqueItems": {}}}))
@@ -164,6 +173,7 @@ NODE: dict[str, Any] = {"type": "object", "properties": {"v": {"type": "integer"
         ({"anyOf": [{"type": "null"}, {"$ref": "#"}]}, True),
         ({"allOf": [{"$ref": "#"}]}, False),
         ({"type": "array", "items": {"$ref": "#"}}, True),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1.0}, False),
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, False),
         ({"type": "array", "prefixItems": [{"type": "null"}], "items": {"$ref": "#"}, "minItems": 1}, True),
         ({"$ref": "#word", "$defs": {"a": {"$anchor": "word", "type": "string"}}}, True),
