@@ -116,5 +116,5 @@ def _of_gguf(source: Source, recipe: GgufRecipe) -> BuildPlan:
         seconds=2 * sum(matrices) / GGUF_BYTES_A_SECOND,
         device="cpu",
         text=None,
-        notes=("llama.cpp mixes types and falls back where rows fit no block: bytes are an upper limit",),
+        notes=("llama.cpp mixes types and falls back where rows fit no block: bytes are a rough guess",),
     )

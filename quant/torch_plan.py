@@ -103,6 +103,11 @@ def _module(name: str, weight: TensorInfo, recipe: TorchRecipe) -> ModulePlan:
 
 def _unfit(rows: int, columns: int, scheme: Scheme | None, format: str) -> str | None:
     """As the formats say it themselves when they are asked, but without torch."""
+    if format == "bnb4" and columns % BNB4_BLOCK and columns % 16 == 0:
+        return (
+            f"bitsandbytes' kernels for CPUs misread rows of {columns:,} columns, "
+            f"a multiple of 16 that is none of {BNB4_BLOCK}"
+        )
     if scheme is None:
         return None
     if scheme.group and columns % scheme.group:
@@ -115,6 +120,7 @@ def _unfit(rows: int, columns: int, scheme: Scheme | None, format: str) -> str |
     return None
 
 
+BNB4_BLOCK = 64  # weights that share a scale
 _NO_SCHEME = Scheme(bits=4)
 Bytes = Callable[[int, int, Scheme, int], float]  # rows, columns, scheme, bytes of a source's number
 

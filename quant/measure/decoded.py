@@ -118,7 +118,7 @@ def int8_by_token(inputs: Tensor) -> Tensor:
 
 def int8_with_outliers(inputs: Tensor) -> Tensor:
     """LLM.int8 (arXiv:2208.07339, section 3.2): columns with a value beyond OUTLIER stay as they are."""
-    outliers = (inputs.abs() > OUTLIER).flatten(0, -2).any(dim=0)
+    outliers = (inputs.abs() >= OUTLIER).flatten(0, -2).any(dim=0)
     inliers = inputs.masked_fill(outliers, 0.0)
     scales = inliers.abs().amax(dim=-1, keepdim=True).clamp(min=1e-5) / 127.0
     return torch.where(outliers, inputs, (inliers / scales).round() * scales)

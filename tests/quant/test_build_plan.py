@@ -50,7 +50,7 @@ def test_every_preset_can_be_planned(name: str, tiny_chat: Path, tmp_path: Path)
 def test_a_gguf_plan_has_one_row(tiny_chat: Path, tmp_path: Path) -> None:
     plan = plan_build(open_source(str(tiny_chat), cache=tmp_path), parse_recipe("q4_k_m"))
     assert [(row.count, row.scheme) for row in plan.rows] == [(85, "q4_k_m")]
-    assert "upper limit" in plan.notes[0]
+    assert "falls back" in plan.notes[0]
 
 
 def test_a_gguf_source_has_no_torch_formats(gguf_f32: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_torch_weights_are_as_large_as_they_get(tmp_path: Path) -> None:
 def test_what_cannot_be_made_is_told_of(folder: Path) -> None:
     advice = recommend(opened(folder), GPU)
     odd = advice.facts.hidden == 96
-    assert set(advice.refused) == ({"best", "w4a16", "gptq-w4g128", "awq-w4g128"} if odd else set())
+    assert set(advice.refused) == ({"best", "w4a16", "gptq-w4g128", "awq-w4g128", "nf4"} if odd else set())
     assert names(advice) | set(advice.refused) == set(GGUF_LOSS) | set(TORCH_LOSS)
     for why in advice.refused.values():
         assert "do not divide into groups of 128" in why

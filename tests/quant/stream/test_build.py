@@ -151,6 +151,13 @@ BEFORE: dict[str, tuple[Callable[[Path], None], dict[str, Any], type[QuantError]
         r"^model.safetensors: tensor 'model.layers.0.mlp.down_proj.weight': "
         "160 input columns do not divide into groups of 128",
     ),
+    "rows of bitsandbytes": (
+        lambda model: None,
+        {"method": "nf4", "format": "bnb4"},
+        BadRecipe,
+        r"^model.safetensors: tensor 'model.layers.0.mlp.down_proj.weight': "
+        "bitsandbytes' kernels for CPUs misread rows of 160 columns",
+    ),
     "architecture": (
         lambda model: spoil_config(model, architectures=["MambaForCausalLM"]),
         RTN,
@@ -191,7 +198,7 @@ BEFORE: dict[str, tuple[Callable[[Path], None], dict[str, Any], type[QuantError]
 @pytest.mark.parametrize("what", BEFORE)
 def test_what_headers_show_is_refused_before_anything_is_written(what: str, tmp_path: Path) -> None:
     spoil, spec, error, words = BEFORE[what]
-    wide = {"intermediate_size": 160} if what == "group" else {}
+    wide = {"intermediate_size": 160} if what in {"group", "rows of bitsandbytes"} else {}
     model = family_checkpoint(tmp_path / "model", "Qwen2ForCausalLM", **wide)
     spoil(model)
     with pytest.raises(error, match=words) as caught:
