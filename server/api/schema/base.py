@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from pydantic.fields import FieldInfo
 
-from server.errors import UnsupportedParameter
+from server.errors import RequestError, UnsupportedParameter
 
 # OpenAI's fields that steer no token: taken, and named in X-Ignored-Params like unknown ones.
 BOOKKEEPING = frozenset(
@@ -49,8 +49,11 @@ class Body(Loose):
         return self._sent.get(field, field)
 
     def refuse_unsupported(self) -> None:
-        """Raises UnsupportedParameter."""
+        """Raises RequestError, UnsupportedParameter."""
+        second = {one for field, info in type(self).model_fields.items() for one in other_names(field, info)}
         for name, value in (self.model_extra or {}).items():
+            if name in second:
+                raise RequestError(f"{name}: is given by another name, too", param=name)
             if name in self.UNSUPPORTED and value not in self.UNSUPPORTED[name]:
                 raise UnsupportedParameter(f"{name}: not supported by this server", param=name)
 

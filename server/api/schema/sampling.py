@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from server.api.schema.base import BOOKKEEPING, Body, Loose, other_names
-from server.errors import RequestError, UnsupportedParameter
+from server.errors import UnsupportedParameter
 
 MAX_INT64 = 2**63 - 1
 MAX_TOP = 20  # likely tokens that are listed at one position
@@ -71,8 +71,6 @@ class Sampling(Body):
                 continue
             if value in _of_all_routes()[name]:
                 continue
-            if name in _own_names(type(self)):
-                raise RequestError(f"{name}: is given by another name, too", param=name)
             raise UnsupportedParameter(f"{name}: this route has no such parameter", param=name)
 
 
@@ -117,11 +115,6 @@ def _of_all_routes() -> dict[str, list[object]]:
             for one in () if info.is_required() else _names(field, info):
                 found.setdefault(one, [None]).append(info.get_default(call_default_factory=True))
     return {name: values for name, values in found.items() if name not in BOOKKEEPING}
-
-
-@cache
-def _own_names(body: type[Sampling]) -> frozenset[str]:
-    return frozenset(one for field, info in body.model_fields.items() for one in _names(field, info))
 
 
 def _below(body: type[Sampling]) -> Iterator[type[Sampling]]:

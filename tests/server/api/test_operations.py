@@ -91,6 +91,13 @@ async def test_tokens_and_back(http: httpx.AsyncClient, field: str, special: str
     assert back.headers["x-variant"] == "toy:q4_0"
 
 
+@pytest.mark.parametrize("twice", [{"prompt": "you"}, {"add_special": True, "add_special_tokens": "no"}])
+async def test_a_text_by_two_names_is_refused(http: httpx.AsyncClient, twice: dict[str, object]) -> None:
+    response = await http.post("/tokenize", json={"model": "toy", "content": "Hello"} | twice)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].endswith(": is given by another name, too")
+
+
 async def test_tokens_that_do_not_exist_are_refused(http: httpx.AsyncClient) -> None:
     response = await http.post("/detokenize", json={"model": "toy", "tokens": [5, 97]})
     assert response.status_code == 400
