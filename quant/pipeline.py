@@ -108,18 +108,27 @@ def require_headers(source: Source, recipe: Recipe) -> None:
 
 @contextmanager
 def _nothing_left_by_errors(build: Build) -> Iterator[None]:
-    """Errors that would come again remove the scratch. Interrupts do not: such a build can go on."""
+    """Errors that would come again remove the scratch, and a calibration text that was made since: at worst
+    another build's of this moment, which has read it. Interrupts do not: such a build can go on."""
+    texts = build.store.cache / "calibration"
+    before = set(texts.glob("*"))
+
+    def abandon() -> None:
+        build.abandon()
+        for file in set(texts.glob("*")) - before:
+            file.unlink(missing_ok=True)
+
     try:
         with disk_full_is_typed():
             yield
     except QuantError:
-        build.abandon()
+        abandon()
         raise
     except OSError as error:
-        build.abandon()
+        abandon()
         raise BuildFailed(f"the build failed: {error.strerror or type(error).__name__}") from error
     except Exception:
-        build.abandon()
+        abandon()
         raise
 
 

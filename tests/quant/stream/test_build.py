@@ -237,6 +237,16 @@ def test_nan_weights_stop_the_build_with_file_and_tensor(model: Path, tmp_path: 
     assert left(tmp_path / "cache") == []
 
 
+def test_a_refused_build_takes_the_calibration_text_along_that_it_made(model: Path, tmp_path: Path) -> None:
+    put_nan(model, f"{V}.weight")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("Plants grow in the light of the sun. " * 200)
+    look = {"corpus": str(corpus), "samples": 2, "length": 8}
+    with pytest.raises(BadSource, match=f"tensor '{V}.weight' has NaN or infinite values"):
+        build(model, {**GPTQ, "calibration": look}, tmp_path / "cache", tokens=None)
+    assert left(tmp_path / "cache") == []
+
+
 def test_nan_weights_that_end_the_sources_own_text_are_named_too(model: Path, tmp_path: Path) -> None:
     put_nan(model, f"{V}.weight")
     with pytest.raises(BadSource, match=f"model.safetensors: tensor '{V}.weight' has NaN or infinite values"):
