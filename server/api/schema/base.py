@@ -50,9 +50,10 @@ class Body(Loose):
 
     def refuse_unsupported(self) -> None:
         """Raises RequestError, UnsupportedParameter."""
-        second = {one for field, info in type(self).model_fields.items() for one in other_names(field, info)}
+        fields = type(self).model_fields.items()
+        second = {one: field for field, info in fields for one in other_names(field, info)}
         for name, value in (self.model_extra or {}).items():
-            if name in second:
+            if name in second and not _same(value, getattr(self, second[name])):
                 raise RequestError(f"{name}: is given by another name, too", param=name)
             if name in self.UNSUPPORTED and value not in self.UNSUPPORTED[name]:
                 raise UnsupportedParameter(f"{name}: not supported by this server", param=name)
@@ -86,6 +87,11 @@ def field_names() -> frozenset[str]:
             alone = {info.validation_alias} if isinstance(info.validation_alias, str) else set()
             names |= {name, *alone, *other_names(name, info)}
     return frozenset(names)
+
+
+def _same(value: Any, known: Any) -> bool:
+    """Some clients send a parameter by every name that servers have for it."""
+    return type(value) is type(known) and bool(value == known)
 
 
 def other_names(name: str, info: FieldInfo) -> list[str]:

@@ -67,7 +67,7 @@ class Sampling(Body):
         """Also what only another route has: a wish that is known, and that this one cannot fulfil."""
         super().refuse_unsupported()
         for name, value in (self.model_extra or {}).items():
-            if name in self.UNSUPPORTED or name not in _of_all_routes():
+            if name in self.UNSUPPORTED or name not in _of_all_routes() or name in _own_names(type(self)):
                 continue
             if value in _of_all_routes()[name]:
                 continue
@@ -115,6 +115,11 @@ def _of_all_routes() -> dict[str, list[object]]:
             for one in () if info.is_required() else _names(field, info):
                 found.setdefault(one, [None]).append(info.get_default(call_default_factory=True))
     return {name: values for name, values in found.items() if name not in BOOKKEEPING}
+
+
+@cache
+def _own_names(body: type[Sampling]) -> frozenset[str]:
+    return frozenset(one for field, info in body.model_fields.items() for one in _names(field, info))
 
 
 def _below(body: type[Sampling]) -> Iterator[type[Sampling]]:

@@ -91,11 +91,17 @@ async def test_tokens_and_back(http: httpx.AsyncClient, field: str, special: str
     assert back.headers["x-variant"] == "toy:q4_0"
 
 
-@pytest.mark.parametrize("twice", [{"prompt": "you"}, {"add_special": True, "add_special_tokens": "no"}])
+@pytest.mark.parametrize("twice", [{"prompt": "you"}, {"add_special": True, "add_special_tokens": 1}])
 async def test_a_text_by_two_names_is_refused(http: httpx.AsyncClient, twice: dict[str, object]) -> None:
     response = await http.post("/tokenize", json={"model": "toy", "content": "Hello"} | twice)
     assert response.status_code == 400
     assert response.json()["error"]["message"].endswith(": is given by another name, too")
+
+
+async def test_a_text_may_come_by_every_name_that_servers_have_for_it(http: httpx.AsyncClient) -> None:
+    body = {"model": "toy", "content": "Hello", "prompt": "Hello", "add_special": False}
+    response = await http.post("/tokenize", json=body | {"add_special_tokens": False})
+    assert response.json()["count"] == 5
 
 
 async def test_tokens_that_do_not_exist_are_refused(http: httpx.AsyncClient) -> None:

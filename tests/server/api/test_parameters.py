@@ -75,6 +75,11 @@ async def test_what_only_another_route_has_is_refused(
     assert response.json()["error"]["message"].startswith(f"{name}: ")
 
 
+async def test_one_parameter_by_two_names_with_one_value_passes(http: httpx.AsyncClient) -> None:
+    response = await http.post(CHAT, json=chat(guided_regex="a+", regex="a+"))
+    assert response.status_code == 200
+
+
 @pytest.mark.parametrize(
     "fields", [{"guided_regex": "a", "regex": "b"}, {"thinking_budget": 2, "reasoning_budget": 1}]
 )
