@@ -184,6 +184,8 @@ def _pydantic(model: type[Body]) -> tuple[Json, Json]:
 def _name_otherwise(schema: Json, name: str, others: Sequence[str]) -> None:
     """The parameter under each of its names. One that has to be there may be there under any of them."""
     properties: Json = schema["properties"]
+    if others:
+        properties[name] = _nullable(properties[name])
     for other in others:
         properties[other] = {**properties[name], "description": f"another name of {name}"}
     if others and name in schema.get("required", ()):
