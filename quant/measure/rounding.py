@@ -100,9 +100,9 @@ def gguf_pairs(source: Path, variant: Path) -> Iterator[Pair]:
             yield Pair(tensor.name, own, found, partial(rounded, kind), costly=True)
 
 
-def float_pair(name: str, source: Rows, variant: Rows) -> Pair:
-    """Of a tensor that is not quantized: norms, biases, small matrices."""
-    return Pair(name, source, variant, lambda rows: rows * np.float32(1 + FLOAT_ERROR), costly=False)
+def float_pair(name: str, source: Rows, variant: Rows, error: float = FLOAT_ERROR) -> Pair:
+    """Of a tensor that is not quantized: norms, biases, small matrices. `error`: of its length, is right."""
+    return Pair(name, source, variant, lambda rows: rows * np.float32(1 + error), costly=False)
 
 
 def row_step(rows: int, weights: int, sampled: bool) -> int:
