@@ -62,8 +62,8 @@ def bias(tensors: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Mistral: grouped heads, nothing has a bias. Qwen2: queries, keys and values have. Random norms, blocks of
-    very different sizes."""
+    """Mistral: grouped heads, nothing has a bias. Qwen2: queries, keys and values have. Random norms, and
+    blocks of very different sizes."""
     folder = tmp_path_factory.mktemp("sources")
     found = {}
     for family in ("Mistral", "Qwen2"):
