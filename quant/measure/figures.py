@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quant.measure.estimate import Estimate, Values, mean, mean_divergence, quantile
-from quant.measure.measurement import Divergence, Figure, Greedy, Histogram
+from quant.measure.estimate import Estimate, Values, mean, mean_difference, mean_divergence, quantile
+from quant.measure.measurement import Divergence, Figure, Greedy, Histogram, Perplexity
 from quant.measure.score import Comparison, Reference
+from quant.measure.text import Text
 
 EDGES = tuple(np.arange(-8.0, 1.75, 0.25).tolist())  # powers of ten, in nats
 LOOP_TOKENS, LOOP_TIMES = 16, 4  # a text ends in a loop where a period of so many tokens at most is repeated
@@ -44,6 +45,23 @@ def ratio(change: Estimate) -> Figure:
     """Of perplexities, from the difference of their logarithms."""
     value = math.exp(min(change.value, 50.0))
     return figure(Estimate(value, value * change.error))
+
+
+def perplexity(name: str, text: Text, ours: Sequence[Values], theirs: Sequence[Values]) -> Perplexity:
+    """From -log p of each scored token, by chunks: the variant's and the source's."""
+    estimate, change = mean(ours), mean_difference(ours, theirs)
+    value = math.exp(min(estimate.value, 50.0))
+    return Perplexity(
+        name=name,
+        value=value,
+        error=value * (estimate.error if math.isfinite(estimate.error) else 1.0),
+        source=math.exp(min(mean(theirs).value, 50.0)),
+        ln_change=figure(change),
+        tokens=text.scored,
+        cut=text.cut,
+        corpus=text.corpus,
+        tokenizer=text.tokenizer,
+    )
 
 
 def by_text(found: Comparison) -> tuple[tuple[float, int], ...]:

@@ -66,8 +66,9 @@ class Reference(Struct, frozen=True, kw_only=True):
 class Perplexity(Struct, frozen=True, kw_only=True):
     name: str
     value: float
-    error: float
+    error: float  # of this value alone: mostly how texts differ, which the source's value shares
     source: float  # the source's own, on the same text
+    ln_change: Figure | None = None  # of ln perplexity, paired chunk by chunk
     tokens: int
     cut: str
     corpus: str

@@ -211,7 +211,8 @@ def _distances(found: Measurement) -> Iterator[tuple[str, object]]:
     for one in found.perplexities:
         origin = f"text {one.corpus[:8]}, tokenizer {one.tokenizer[:8]}"
         label = f"{one.name} ({one.cut}; {one.tokens:,} tokens; {origin})"
-        yield label, f"{one.value:.3f} ± {one.error:.3f}, source {one.source:.3f}"
+        paired = "" if one.ln_change is None else f"; change of ln {one.ln_change} (paired)"
+        yield label, f"{one.value:.3f} ± {one.error:.3f}, source {one.source:.3f}{paired}"
     if greedy := found.greedy:
         first = greedy.median_first_difference
         others = "" if first is None else f"; the others differ after {first:g} tokens (median)"

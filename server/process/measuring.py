@@ -26,6 +26,7 @@ from quant.measure.figures import (
     figure,
     greedy_of,
     joined,
+    perplexity,
     ratio,
 )
 from quant.measure.gate import nominal_bits
@@ -274,23 +275,8 @@ class Measuring:
         self._tell("perplexity", 0, 1)
         texts = perplexity_texts(await self.maker.corpus(self.shards), self.order.context)
         sources = await self.maker.surprises(texts)
-        found = []
-        for name, text in texts.items():
-            estimate = mean(await asker.all(asker.surprise, text.chunks))
-            value = math.exp(min(estimate.value, 50.0))
-            found.append(
-                Perplexity(
-                    name=name,
-                    value=value,
-                    error=value * (estimate.error if math.isfinite(estimate.error) else 1.0),
-                    source=math.exp(min(sources[name], 50.0)),
-                    tokens=text.scored,
-                    cut=text.cut,
-                    corpus=text.corpus,
-                    tokenizer=text.tokenizer,
-                )
-            )
-        return tuple(found)
+        ours = {name: await asker.all(asker.surprise, text.chunks) for name, text in texts.items()}
+        return tuple(perplexity(name, text, ours[name], sources[name]) for name, text in texts.items())
 
     async def _worst(self, sources: Sequence[Answer], ours: Sequence[tuple[int, ...]]) -> tuple[Worst, ...]:
         """The prompts whose texts are furthest from the source, with both greedy answers."""

@@ -12,6 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 from msgspec import json
 from msgspec.structs import replace
 
@@ -19,7 +20,7 @@ from quant.checkpoint import checkpoint_tensors
 from quant.errors import BadSource, UnsupportedArchitecture
 from quant.files import open_regular, replace_synced
 from quant.gguf.header import read_header
-from quant.measure.score import KEPT
+from quant.measure.score import KEPT, Singles
 from quant.measure.score import Reference as Scored
 from quant.measure.shards import Answer, ReferenceShelf, Shard
 from quant.measure.text import Chunk, Corpus, Text, chunked, halves, windows
@@ -124,11 +125,11 @@ class ReferenceMaker:
                 self.shelf.add_structured(found)
         return found
 
-    async def surprises(self, texts: dict[str, Text]) -> dict[str, float]:
-        """The source's mean -log p on each text."""
-        path = self.shelf.folder / "perplexity.json"
+    async def surprises(self, texts: dict[str, Text]) -> dict[str, list[Singles]]:
+        """The source's -log p of each scored token of each text, by chunks."""
+        path = self.shelf.folder / "surprises.json"
         try:
-            known = json.decode(path.read_bytes(), type=dict[str, float])
+            known = json.decode(path.read_bytes(), type=dict[str, list[list[float]]])
         except (OSError, ValueError):
             known = {}
         if missing := {name: text for name, text in texts.items() if f"{name} {text.digest}" not in known}:
@@ -136,9 +137,10 @@ class ReferenceMaker:
                 asker = await self._ask()
                 for name, text in missing.items():
                     values = await asker.all(asker.surprise, text.chunks)
-                    known[f"{name} {text.digest}"] = float(sum(map(sum, values)) / text.scored)
+                    known[f"{name} {text.digest}"] = [chunk.tolist() for chunk in values]
                 replace_synced(path, json.encode(known))
-        return {name: known[f"{name} {text.digest}"] for name, text in texts.items()}
+        stored = {name: known[f"{name} {text.digest}"] for name, text in texts.items()}
+        return {name: [np.array(chunk, np.float32) for chunk in chunks] for name, chunks in stored.items()}
 
     async def prompts(self) -> list[Asked]:
         """Those that leave half of the context for an answer, as the model's template puts them."""

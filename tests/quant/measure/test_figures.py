@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quant.measure.estimate import mean, mean_divergence
-from quant.measure.figures import ends_in_a_loop, first_difference, greedy_of, histogram, joined
+from quant.measure.figures import ends_in_a_loop, first_difference, greedy_of, histogram, joined, perplexity
 from quant.measure.gate import Gate
 from quant.measure.measurement import Block
 from quant.measure.pictures import Point, Theme, against_bits, by_block, distribution
@@ -124,3 +124,17 @@ def test_pictures_are_drawn_for_both_themes_and_are_the_same_again() -> None:
         assert draw("light") == light
     assert b"gate: mean KL" in against_bits(points, Gate(), "light")
     assert b"bits per weight" in against_bits(points, Gate(), "light")
+
+
+def test_changes_of_perplexities_are_paired() -> None:
+    """Texts differ much from each other, the variant little from its source: only pairing shows it."""
+    rng = np.random.default_rng(4)
+    theirs = [rng.normal(level, 0.3, 64).astype(np.float32) for level in rng.uniform(1, 5, 12)]
+    ours = [chunk + rng.normal(0.02, 0.01, 64).astype(np.float32) for chunk in theirs]
+    text = text_of(*(Chunk(tuple(range(65))) for _ in theirs))
+    found = perplexity("ppl_window", text, ours, theirs)
+    assert found.ln_change is not None
+    assert found.ln_change.value == pytest.approx(np.log(found.value / found.source), abs=1e-6)
+    assert abs(found.ln_change.value - 0.02) < 3 * found.ln_change.error < 0.01
+    assert found.error / found.value > 50 * found.ln_change.error
+    assert found.tokens == text.scored == 12 * 64
