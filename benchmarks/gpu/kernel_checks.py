@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.gpu import layers
 from quant.layer import QuantizedLinear
 from quant.scheme import Scheme
-from server.backends.torch_.kernels import activations, attention, linear, w8a8
+from server.backends.torch_.kernels import activations, attention, direct, linear, w8a8
 from server.backends.torch_.kernels.packed import Packed, pack
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ def _one(name: str, kind: str, layer: QuantizedLinear, x: Tensor, bias: Tensor |
             name, error(got, (codes.double() * scales.double()[:, None]) @ weight.T + added), LIMITS[x.dtype]
         )
         return
-    packed = pack(layer)
+    packed = pack(layer, x.dtype)
     seen = activations.round_rows(x.float(), packed.threshold).double() if packed.threshold else x.double()
     want = seen @ weight.T + added
     got = poisoned(lambda: linear.linear(x, packed, bias), *out)
@@ -115,12 +115,33 @@ def _one(name: str, kind: str, layer: QuantizedLinear, x: Tensor, bias: Tensor |
 def _other_ways(name: str, packed: Packed, x: Tensor, bias: Tensor | None, want: Tensor) -> Iterator[Checked]:
     out = (((x.shape[0], packed.shape[0]), x.dtype),)
     limit = LIMITS[x.dtype]
-    yield Checked(
-        f"{name} (kernel)", error(poisoned(lambda: linear.small(x, packed, bias), *out), want), limit
-    )
+    wide = (((x.shape[0], packed.shape[0]), torch.float32),)
     dense = ((packed.shape, x.dtype),)
-    got = poisoned(lambda: linear.large(x, packed, bias), *dense, *out)
-    yield Checked(f"{name} (dequantized)", error(got, want), limit)
+    for way, label, rounding in ((linear.small, "kernel", 0.0), (linear.large, "dequantized", limit)):
+        got = poisoned(lambda: way(x, packed, bias, False), *dense, *out)
+        yield Checked(f"{name} ({label})", error(got, want), limit)
+        got = poisoned(lambda: way(x, packed, bias, True), *dense, *wide)
+        yield Checked(f"{name} ({label}, float32)", error(got, want), rounding or _wide_limit(packed, x))
+    yield from _direct(name, packed, x, bias, want)
+
+
+def _direct(name: str, packed: Packed, x: Tensor, bias: Tensor | None, want: Tensor) -> Iterator[Checked]:
+    """Each cut of the kernel for a few rows."""
+    if len(x) > direct.MOST_ROWS:
+        return
+    kernels = direct.module(packed, x)
+    for cut in direct.CUTS:
+        if len(x) <= 8 * cut.tiles:
+            y = torch.full(want.shape, float("nan"), dtype=torch.float32, device=x.device)
+            direct.launch(kernels, x, packed, bias, y, cut)
+            yield Checked(f"{name} ({cut})", error(y, want), _wide_limit(packed, x))
+
+
+def _wide_limit(packed: Packed, x: Tensor) -> float:
+    """Of float32 results: scales have 16 bits and sums another order; NF4's values are rounded, too."""
+    if packed.book is None:
+        return 1e-4
+    return 1e-4 if x.dtype == torch.float16 else 1e-3
 
 
 def triton_linears(count: int) -> Iterator[Checked]:
@@ -134,7 +155,7 @@ def triton_linears(count: int) -> Iterator[Checked]:
         layer = _layer(kind, shape, dtype, device)
         x = torch.randn(random.randint(1, 100), shape[1], device=device).to(dtype)
         bias = torch.randn(shape[0], device=device).to(dtype)
-        packed = pack(layer)
+        packed = pack(layer, dtype)
         got = poisoned(lambda: triton_linear.linear(x, packed, bias), ((x.shape[0], shape[0]), dtype))
         want = x.double() @ layer.dequantize().double().T + bias.double()
         yield Checked(
@@ -180,7 +201,9 @@ def others(count: int) -> Iterator[Checked]:
         )
         stream, limit, area = torch.randn(rows, width, device=device), LIMITS[dtype], ((rows, width), dtype)
         wide = ((rows, width), torch.float32)
-        normed, total = poisoned(lambda: activations.add_rms_norm(x, stream, weight, 1e-5), area, wide)
+        normed, total = poisoned(
+            lambda: activations.add_rms_norm(x.float(), stream, weight, 1e-5), area, wide
+        )
         exact = x.double() + stream.double()
         want = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
         yield Checked(f"add_rms_norm {rows}x{width}", error(normed, want), limit)
@@ -190,8 +213,8 @@ def others(count: int) -> Iterator[Checked]:
         got = poisoned(lambda: activations.rms_norm(x, weight, 1e-5), area)
         want = x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
         yield Checked(f"rms_norm {rows}x{width}", error(got, want), limit)
-        pair = torch.cat([x, residual], dim=-1)
-        got = poisoned(lambda: activations.silu_mul(pair), area)
+        pair = torch.cat([x, residual], dim=-1).float()
+        got = poisoned(lambda: activations.silu_mul(pair, dtype), area)
         want = torch.nn.functional.silu(x.double()) * residual.double()
         yield Checked(f"silu_mul {rows}x{width}", error(got, want), limit)
         yield _rope(dtype, device)
@@ -204,8 +227,9 @@ def _rope(dtype: torch.dtype, device: torch.device) -> Checked:
         random.choice([1, 2, 8]),
         random.choice([64, 80, 128]),
     )
-    qkv = torch.randn(rows, (heads + 2 * kv_heads) * size, device=device).to(dtype)
-    cos, sin = (torch.randn(rows, size, device=device).to(dtype) for _ in range(2))
+    turned = random.choice([size, size // 2])
+    qkv = torch.randn(rows, (heads + 2 * kv_heads) * size, device=device)
+    cos, sin = (torch.randn(rows, turned, device=device) for _ in range(2))
     places = torch.randperm(40 * 16, device=device)[:rows]
     places[0] = -1
     caches = [torch.zeros(40, 16, kv_heads, size, dtype=dtype, device=device) for _ in range(4)]

@@ -4,6 +4,7 @@ Times are of graph replays over more weights than the second-level cache holds.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from benchmarks.gpu import layers
 from quant.scheme import Scheme
-from server.backends.torch_.kernels import activations, attention, linear, w8a8
+from server.backends.torch_.kernels import activations, attention, direct, linear, w8a8
 from server.backends.torch_.kernels.packed import Packed, pack
 
 SHAPES = {"qkv": (12288, 4096), "o": (4096, 4096), "gate_up": (22016, 4096), "down": (4096, 11008)}
@@ -71,14 +72,13 @@ def sweep_linear(batches: Sequence[int], wide: bool) -> list[Row]:
             several = copies(packed)
             for batch in batches:
                 x = torch.randn(batch, shape[1], device=DEVICE).half()
-                default = linear.plan(packed, batch, linear.described(DEVICE))
-                for chosen in _plans(default, batch, wide and kind == "int4"):
-                    micros = timed([_call(x, item, chosen) for item in several])
-                    cut, usual = _cut(chosen), _cut(default)
+                default = linear.chosen(packed, batch, linear.described(DEVICE))
+                for cut in _plans(default, packed, batch, wide):
+                    micros = timed([_call(x, item, cut) for item in several])
                     rows.append(
                         {
-                            "shape": shape_name, "kind": kind, "batch": batch, "cut": cut,
-                            "us": round(micros, 2), "default": cut == usual,
+                            "shape": shape_name, "kind": kind, "batch": batch, "cut": _name(cut),
+                            "us": round(micros, 2), "default": cut == default,
                         }
                     )  # fmt: skip
             del several
@@ -86,8 +86,14 @@ def sweep_linear(batches: Sequence[int], wide: bool) -> list[Row]:
     return rows
 
 
-def _cut(plan: linear.Plan) -> tuple[int, int, int, int]:
-    return plan.tiles, plan.row_warps, plan.height, plan.splits
+Cut = linear.Plan | direct.Cut
+
+
+def _name(cut: Cut) -> tuple[int, ...]:
+    """Tiles, row warps, height, splits; or of the kernel for a few rows: tiles, spans ahead."""
+    if isinstance(cut, direct.Cut):
+        return cut.tiles, cut.ahead
+    return cut.tiles, cut.row_warps, cut.height, cut.splits
 
 
 EVERY = (
@@ -96,24 +102,25 @@ EVERY = (
 )  # fmt: skip
 
 
-def _plans(default: linear.Plan, batch: int, wide: bool) -> list[linear.Plan]:
+def _plans(default: Cut, packed: Packed, batch: int, wide: bool) -> list[Cut]:
     if not wide:
         return [default]
-    found = {_cut(default): default}
-    for tiles, row_warps, height in EVERY:
-        if batch <= 8 * tiles < 4 * batch or (tiles == 1 and batch <= 8) or (tiles == 8 and batch > 64):
-            for splits in (1, 2, 3, 4, 6, 8):
-                found[tiles, row_warps, height, splits] = linear.Plan(tiles, row_warps, height, splits)
-    roomy = linear.PARTIAL_BYTES
-    return [item for item in found.values() if item.splits == 1 or item.partial_bytes(22016, batch) <= roomy]
+    found = dict.fromkeys([default, linear.plan(packed, batch, linear.described(DEVICE))])
+    if batch <= direct.MOST_ROWS:
+        found |= dict.fromkeys(cut for cut in direct.CUTS if batch <= 8 * cut.tiles < 2 * batch + 15)
+    elif packed.bits == 4 and packed.book is None:
+        for tiles, row_warps, height in EVERY:
+            if batch <= 8 * tiles < 4 * batch or (tiles == 8 and batch > 64):
+                some = [linear.Plan(tiles, row_warps, height, splits) for splits in (1, 2, 3, 4, 6, 8)]
+                roomy = [item for item in some if item.partial_bytes(22016, batch) <= linear.PARTIAL_BYTES]
+                found |= dict.fromkeys(roomy)
+    return list(found)
 
 
-def _call(x: Tensor, packed: Packed, chosen: linear.Plan) -> Callable[[], object]:
-    kernels = linear.module(packed, x)
-
+def _call(x: Tensor, packed: Packed, cut: Cut) -> Callable[[], object]:
     def run() -> None:
-        y = torch.empty(x.shape[0], packed.shape[0], dtype=x.dtype, device=DEVICE)
-        linear.launch(kernels, x, packed, None, y, chosen)
+        y = torch.empty(x.shape[0], packed.shape[0], dtype=torch.float32, device=DEVICE)
+        linear.launch_chosen(x, packed, None, y, cut)
 
     return run
 
@@ -131,8 +138,9 @@ def library(shape_name: str, shape: tuple[int, int], batches: Sequence[int]) -> 
         x = torch.randn(batch, shape[1], device=DEVICE).half()
         ways: dict[str, list[Callable[[], object]]] = {
             "fp16": [lambda weight=weight: functional.linear(x, weight) for weight in dense],  # type: ignore[misc]
-            "int4 dequantized": [lambda: linear.large(x, packed)] * 4,
-            "w8a8": [lambda: w8a8.linear(x, signed)] * 4,
+            "fp16 to fp32": [lambda weight=weight: linear.wide_product(x, weight, None) for weight in dense],  # type: ignore[misc]
+            "int4 dequantized": [lambda: linear.large(x, packed, None, True)] * 4,
+            "w8a8": [lambda: w8a8.linear(x, signed, wide=True)] * 4,
         }
         for kind, calls in ways.items():
             rows.append(
@@ -179,20 +187,14 @@ def sweep_others() -> list[Row]:
     rows: list[Row] = []
     for batch in (1, 32, 128):
         x, stream = torch.randn(batch, 4096, device=DEVICE).half(), torch.randn(batch, 4096, device=DEVICE)
-        weight, gate_up = (
-            torch.randn(4096, device=DEVICE).half(),
-            torch.randn(batch, 22016, device=DEVICE).half(),
-        )
-        qkv, cos = (
-            torch.randn(batch, 12288, device=DEVICE).half(),
-            torch.randn(batch, 128, device=DEVICE).half(),
-        )
+        weight, out = torch.randn(4096, device=DEVICE).half(), torch.randn_like(stream)
+        gate_up, qkv, cos = (torch.randn(batch, width, device=DEVICE) for width in (22016, 12288, 128))
         cache = torch.zeros(128, 16, 32, 128, device=DEVICE).half()
         places = torch.arange(batch, device=DEVICE)
         calls: dict[str, Callable[[], object]] = {
             "rms_norm": lambda: activations.rms_norm(stream, weight, 1e-5),
-            "add_rms_norm": lambda: activations.add_rms_norm(x, stream, weight, 1e-5),
-            "silu_mul": lambda: activations.silu_mul(gate_up),
+            "add_rms_norm": lambda: activations.add_rms_norm(out, stream, weight, 1e-5),
+            "silu_mul": lambda: activations.silu_mul(gate_up, torch.float16),
             "rope_and_store": lambda: activations.rope_and_store(qkv, cos, cos, cache, cache, places, 32),
             "round_rows": lambda: activations.round_rows(x, 6.0),
         }
@@ -232,13 +234,17 @@ def print_linear(rows: Sequence[Row]) -> None:
             f"{kind:>17} ms: "
             + "  ".join(f"{b}: {t:.2f} ({m:.2f})" for b, t, m in zip(batches, total, best, strict=True))
         )
-    for shape in SHAPES:
+    packed = [row for row in rows if "cut" in row]
+    for kind, shape in itertools.product(dict.fromkeys(str(row["kind"]) for row in packed), SHAPES):
         for batch in batches:
-            own = [row for row in rows if (row["shape"], row["batch"], row["kind"]) == (shape, batch, "int4")]
-            ranked = sorted(own, key=lambda row: float(str(row["us"])))[:3]
-            default = next(row for row in own if row["default"] and "cut" in row)
+            own = [row for row in packed if (row["shape"], row["batch"], row["kind"]) == (shape, batch, kind)]
+            ranked = sorted(own, key=lambda row: float(str(row["us"])))[:5]
+            default = next(row for row in own if row["default"])
             shown = ", ".join(f"{row['cut']} {row['us']}" for row in ranked)
-            print(f"{shape:>8} batch {batch:>3}: default {default['cut']} {default['us']} us; best {shown}")
+            print(
+                f"{kind:>5} {shape:>8} batch {batch:>3}: "
+                f"default {default['cut']} {default['us']} us; best {shown}"
+            )
 
 
 def main() -> None:

@@ -3,12 +3,14 @@
 transformers' own layers launch some forty kernels between the matrices, which is most of a GPU's time in a
 decode step of one sequence. These do the same with six, and compute the same numbers on a CPU.
 
-What the layers add to is float32: in halves its roundings are half of what a logprob is off by.
+What the layers add to is float32, and so are the matrices' results: in halves their roundings are two thirds
+of what a logprob is off by.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from server.backends.torch_.attention import Paged, Rule, attend
@@ -36,6 +38,8 @@ def fuse(model: Any) -> int:
         wide.add(len(layers) - 1)
     for place in places:
         layers[place].narrows = place not in wide
+    if len(places) == len(layers or ()) and hasattr(model.base_model, "rotary_emb"):
+        model.base_model.rotary_emb = WideRotary(model.base_model.rotary_emb)
     return len(places)
 
 
@@ -63,6 +67,18 @@ class Norm(nn.Module):
         return rms_norm(x, self.weight, self.epsilon)
 
 
+class WideRotary(nn.Module):
+    """cos and sin of positions in float32, in which they are computed, not rounded to the model's dtype."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        cos, sin = self.inner(x.new_empty(0, dtype=torch.float32), *args, **kwargs)
+        return cos, sin
+
+
 class FusedLayer(nn.Module):
     """Takes the place of a transformers decoder layer; takes what that takes, or the same in float32."""
 
@@ -81,13 +97,13 @@ class FusedLayer(nn.Module):
     def forward(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], paged: Paged, **_: object
     ) -> Tensor:
-        cos, sin = (table[0] for table in position_embeddings)
+        cos, sin = (table[0].float() for table in position_embeddings)
         stream = hidden_states.float()
         out = self.attention(self.before_attention(stream)[0], cos, sin, paged)[None]
         norm = self.before_mlp
         normed, stream = add_rms_norm(out, stream, norm.weight, norm.epsilon)
-        down: Tensor = self.down(silu_mul(self.gate_up(normed)))
-        return (down + stream).to(down.dtype) if self.narrows else down + stream
+        down: Tensor = self.down(silu_mul(self.gate_up(normed, wide=True), normed.dtype), wide=True)
+        return down.add_(stream).to(normed.dtype) if self.narrows else down.add_(stream)
 
 
 class FusedAttention(nn.Module):
@@ -103,12 +119,12 @@ class FusedAttention(nn.Module):
         self.k_norm = Norm(attention.k_norm) if hasattr(attention, "k_norm") else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, paged: Paged) -> Tensor:
-        """x [tokens, width] -> the same shape."""
+        """x [tokens, width] -> the same shape in float32."""
         keys, values = paged.cache.keys[self.layer], paged.cache.values[self.layer]
         paged.calls += 1
-        qkv = self._normed(self.qkv(x), keys.shape[2])
+        qkv = self._normed(self.qkv(x, wide=True), keys.shape[2])
         q = rope_and_store(qkv, cos, sin, keys, values, paged.layout.places, self.heads)
-        out: Tensor = self.out(attend(q, keys, values, paged, self.rule).flatten(1))
+        out: Tensor = self.out(attend(q, keys, values, paged, self.rule).flatten(1), wide=True)
         return out
 
     def _normed(self, qkv: Tensor, kv_heads: int) -> Tensor:

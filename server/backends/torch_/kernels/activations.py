@@ -53,26 +53,26 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The norm of x + residual, in the dtype of x and `weight`, and the sum, float32 as `residual` is."""
+    """The norm of x + residual, in the dtype of `weight`, and the sum: float32, as both are."""
     width = x.shape[-1]
-    if residual.dtype != torch.float32 or not runs_on(x, weight, width=width):
+    if not runs_on(weight, width=width):
         total = x + residual
         return _rms_norm(total, weight, eps), total
     x, residual = x.contiguous(), residual.contiguous()
-    total, out = torch.empty_like(residual), torch.empty_like(x)
+    total, out = torch.empty_like(residual), torch.empty_like(x, dtype=weight.dtype)
     if rows := x.numel() // width:
         arguments = (x, residual, weight, total, out, width, float(eps))
-        module(x.device, x.dtype).launch("add_rms_norm", (rows, 1, 1), THREADS, arguments)
+        module(x.device, weight.dtype).launch("add_rms_norm", (rows, 1, 1), THREADS, arguments)
     return out, total
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of [..., gate | up]."""
+def silu_mul(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
+    """silu(gate) * up of float32 [..., gate | up], rounded to `dtype`."""
     inner = gate_up.shape[-1] // 2
-    if not runs_on(gate_up, width=inner):
-        return functional.silu(gate_up[..., :inner]) * gate_up[..., inner:]
+    if not runs_on(gate_up.new_empty(0, dtype=dtype), width=inner):
+        return (functional.silu(gate_up[..., :inner]) * gate_up[..., inner:]).to(dtype)
     gate_up = gate_up.contiguous()
-    out = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype, device=gate_up.device)
+    out = torch.empty(*gate_up.shape[:-1], inner, dtype=dtype, device=gate_up.device)
     if rows := out.numel() // inner:
         grid = (-(-inner // (8 * THREADS)), rows, 1)
         module(out.device, out.dtype).launch("silu_mul", grid, THREADS, (gate_up, out, inner))
@@ -84,14 +84,15 @@ def rope_and_store(
 ) -> Tensor:
     """Queries [rows, heads, size] of qkv [rows, (heads + 2 KV heads) * size], turned; k, v go to their pages.
 
-    cos, sin [rows, turned <= size] as in transformers; keys, values [pages, 16, KV heads, size]; places
-    int64 [rows], counted in tokens from page 0's first, negative: nowhere.
+    qkv and cos, sin [rows, turned <= size], as in transformers, are float32; keys, values [pages, 16, KV
+    heads, size] have the dtype of the result. places int64 [rows], counted in tokens from page 0's first,
+    negative: nowhere.
     """
     kv_heads, size = keys.shape[2:]
     rows, turned = qkv.shape[0], cos.shape[-1]
-    if not runs_on(qkv, cos, sin, keys, values):
+    if not runs_on(keys, values):
         return _rope_and_store(qkv, cos, sin, keys, values, places, heads)
-    q = torch.empty(rows, heads, size, dtype=qkv.dtype, device=qkv.device)
+    q = torch.empty(rows, heads, size, dtype=keys.dtype, device=qkv.device)
     if rows:
         grid = (-(-(heads + 2 * kv_heads) // (THREADS // 32)), rows, 1)
         tensors = (qkv.contiguous(), cos.contiguous(), sin.contiguous(), places, q, keys, values)
@@ -105,19 +106,18 @@ def _rope_and_store(
 ) -> Tensor:
     kv_heads, size = keys.shape[2:]
     q, k, v = qkv.view(len(qkv), -1, size).tensor_split([heads, heads + kv_heads], dim=1)
-    live = places >= 0
-    keys.flatten(0, 1)[places[live]] = _turn(k, cos, sin)[live]
-    values.flatten(0, 1)[places[live]] = v[live]
-    return _turn(q, cos, sin)
+    live, dtype = places >= 0, keys.dtype
+    keys.flatten(0, 1)[places[live]] = _turn(k, cos, sin).to(dtype)[live]
+    values.flatten(0, 1)[places[live]] = v.to(dtype)[live]
+    return _turn(q, cos, sin).to(dtype)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned = cos.shape[-1]
-    wide, rest = x[..., :turned].float(), x[..., turned:]
-    first, second = wide.chunk(2, dim=-1)
+    front, rest = x[..., :turned], x[..., turned:]
+    first, second = front.chunk(2, dim=-1)
     rotated = torch.cat([-second, first], dim=-1)
-    out = (wide * cos.float()[:, None] + rotated * sin.float()[:, None]).to(x.dtype)
-    return torch.cat([out, rest], dim=-1)
+    return torch.cat([front * cos[:, None] + rotated * sin[:, None], rest], dim=-1)
 
 
 def round_rows(x: Tensor, threshold: float) -> Tensor:
@@ -154,15 +154,22 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scale_sums(
-    sums: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
+    sums: Tensor,
+    row_scales: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    wide: bool = False,
 ) -> Tensor:
-    """int32 [rows, columns] times both scales, plus bias."""
+    """int32 [rows, columns] times both scales, plus bias of `dtype`: in `dtype`, or float32 if `wide`."""
+    target = torch.float32 if wide else dtype
     if not runs_on(torch.empty(0, dtype=dtype, device=sums.device)):
-        out = (sums.float() * (row_scales[:, None] * column_scales)).to(dtype)
-        return out if bias is None else out + bias
-    out = torch.empty(sums.shape, dtype=dtype, device=sums.device)
+        scaled = (sums.float() * (row_scales[:, None] * column_scales)).to(target)
+        return scaled if bias is None else scaled + bias
+    out = torch.empty(sums.shape, dtype=target, device=sums.device)
     if sums.numel():
         grid = (-(-sums.shape[1] // THREADS), sums.shape[0], 1)
-        arguments = (sums, row_scales, column_scales, bias, out, sums.shape[1])
+        arguments = (sums, row_scales, column_scales, bias, out, sums.shape[1], int(wide))
         module(out.device, dtype).launch("scale_sums", grid, THREADS, arguments)
     return out

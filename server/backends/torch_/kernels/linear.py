@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from server.backends.torch_.kernels import activations, driver
+from server.backends.torch_.kernels import activations, direct, driver
 from server.backends.torch_.kernels.compile import CannotCompile
+from server.backends.torch_.kernels.direct import defines
 from server.backends.torch_.kernels.packed import Packed
 
 LARGEST_BATCH = 128
@@ -29,16 +30,19 @@ FILES = ("ptx", "decode", "linear")
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
-    """x [..., columns] float16, bfloat16 or float32 -> [..., rows] in the same dtype."""
+def linear(x: Tensor, packed: Packed, bias: Tensor | None = None, *, wide: bool = False) -> Tensor:
+    """x [..., columns] float16, bfloat16 or float32 -> [..., rows] in that dtype, or float32 if `wide`."""
     rows, columns = packed.shape
     flat = x.reshape(-1, columns)
     if packed.threshold is not None:
         flat = activations.round_rows(flat, packed.threshold)
-    return _choose(flat, packed)(flat.contiguous(), packed, bias).view(*x.shape[:-1], rows)
+    return _choose(flat, packed)(flat.contiguous(), packed, bias, wide).view(*x.shape[:-1], rows)
 
 
-def _choose(x: Tensor, packed: Packed) -> Callable[[Tensor, Packed, Tensor | None], Tensor]:
+Way = Callable[[Tensor, Packed, Tensor | None, bool], Tensor]
+
+
+def _choose(x: Tensor, packed: Packed) -> Way:
     if x.device.type != "cuda" or x.dtype not in HALVES:
         return reference
     if not compiled(x.device):
@@ -58,7 +62,7 @@ def compiled(device: torch.device) -> bool:
     return True
 
 
-def _triton() -> Callable[[Tensor, Packed, Tensor | None], Tensor] | None:
+def _triton() -> Way | None:
     try:
         from server.backends.torch_.kernels import triton_linear
     except ImportError:
@@ -66,37 +70,42 @@ def _triton() -> Callable[[Tensor, Packed, Tensor | None], Tensor] | None:
     return triton_linear.linear
 
 
-def reference(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
-    """Dequantized to x's dtype, some rows at a time, then torch."""
+def reference(x: Tensor, packed: Packed, bias: Tensor | None = None, wide: bool = False) -> Tensor:
+    """Dequantized to x's dtype, some rows at a time, then torch. `wide` changes the result's dtype alone."""
     parts, place = list[Tensor](), 0
     for piece in packed.pieces(PIECE):
         end = place + piece.shape[0]
         some = None if bias is None else bias[place:end]
         parts.append(functional.linear(x, piece.dequantize().to(x.dtype), some))
         place = end
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-
-def defines(packed: Packed, dtype: torch.dtype) -> dict[str, int]:
-    """What the sources are compiled with."""
-    return {
-        "BITS": packed.bits,
-        "BOOK": int(packed.book is not None),
-        "BF16": int(dtype == torch.bfloat16),
-        "SCALES": packed.span_scales,
-    }
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return out.float() if wide else out
 
 
 def module(packed: Packed, x: Tensor) -> driver.Module:
     return driver.load(x.device, FILES, tuple(defines(packed, x.dtype).items()))
 
 
-def small(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
-    """Our kernel."""
-    y = torch.empty(x.shape[0], packed.shape[0], dtype=x.dtype, device=x.device)
+def small(x: Tensor, packed: Packed, bias: Tensor | None = None, wide: bool = False) -> Tensor:
+    """Our kernels."""
+    kind = torch.float32 if wide else x.dtype
+    y = torch.empty(x.shape[0], packed.shape[0], dtype=kind, device=x.device)
     if x.shape[0]:
-        launch(module(packed, x), x, packed, bias, y, plan(packed, x.shape[0], described(x.device)))
+        launch_chosen(x, packed, bias, y, chosen(packed, x.shape[0], described(x.device)))
     return y
+
+
+def chosen(packed: Packed, batch: int, device: "Device") -> "Plan | direct.Cut":
+    return direct.cut(packed, batch, device.processors) or plan(packed, batch, device)
+
+
+def launch_chosen(
+    x: Tensor, packed: Packed, bias: Tensor | None, y: Tensor, cut: "Plan | direct.Cut"
+) -> None:
+    if isinstance(cut, direct.Cut):
+        direct.launch(direct.module(packed, x), x, packed, bias, y, cut)
+    else:
+        launch(module(packed, x), x, packed, bias, y, cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +196,7 @@ def launch(
 ) -> None:
     rows, columns = packed.shape
     partial, counters = workspace(x.device)
-    sizes = (x.shape[0], rows, columns, packed.chunks, packed.groups, packed.shift)
+    sizes = (x.shape[0], rows, columns, packed.chunks, packed.groups, packed.shift, int(y.dtype != x.dtype))
     tensors = (x, packed.words, packed.scales, packed.book, bias, y, partial, counters)
     shared = chosen.shared_bytes(packed.bits, packed.span_scales)
     name = f"linear_{chosen.tiles}_{chosen.row_warps}_{chosen.height}"
@@ -196,8 +205,15 @@ def launch(
     kernels.launch(name, grid, THREADS, (*tensors, *sizes), shared, overlap=overlap)
 
 
-def large(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
-    return functional.linear(x, dequantized(x, packed), bias)
+def large(x: Tensor, packed: Packed, bias: Tensor | None = None, wide: bool = False) -> Tensor:
+    weight = dequantized(x, packed)
+    return wide_product(x, weight, bias) if wide else functional.linear(x, weight, bias)
+
+
+def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """float32 x weight^T of halves on a GPU: the library's sums as they are."""
+    out = torch.mm(x, weight.T, out_dtype=torch.float32)
+    return out if bias is None else out.add_(bias)
 
 
 def dequantized(x: Tensor, packed: Packed) -> Tensor:

@@ -61,10 +61,10 @@ def _kernel(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0913, PLR0917
     )
 
 
-def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
-    """x [batch, columns] float16 or bfloat16 -> [batch, rows]."""
+def linear(x: Tensor, packed: Packed, bias: Tensor | None = None, wide: bool = False) -> Tensor:
+    """x [batch, columns] float16 or bfloat16 -> [batch, rows] in the same dtype, or float32 if `wide`."""
     rows, columns = packed.shape
-    y = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)
+    y = torch.empty(x.shape[0], rows, dtype=torch.float32 if wide else x.dtype, device=x.device)
     block = min(64, max(16, triton.next_power_of_2(x.shape[0])))
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(x.shape[0], block))
     constants: dict[str, Any] = {

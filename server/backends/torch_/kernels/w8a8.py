@@ -50,15 +50,20 @@ def sign(layer: QuantizedLinear) -> Signed8:
     return Signed8(codes, layer.scales[:, 0].float())
 
 
-def linear(x: Tensor, weight: Signed8, bias: Tensor | None = None, threshold: float = math.inf) -> Tensor:
-    """x [..., columns] -> [..., rows] in x's dtype. The products and sums of codes are exact integers."""
+def linear(
+    x: Tensor, weight: Signed8, bias: Tensor | None = None, threshold: float = math.inf, *, wide: bool = False
+) -> Tensor:
+    """x [..., columns] -> [..., rows] in x's dtype, or float32 if `wide`.
+
+    The products and sums of codes are exact integers.
+    """
     rows, columns = weight.shape
     flat = x.reshape(-1, columns)
     outliers = None if threshold == math.inf else _outliers(flat, threshold)
     inside = flat if outliers is None else torch.where(flat.abs() < threshold, flat, 0.0)
     codes, scales = quantize_rows(inside)
     sums = multiply(codes, weight.codes)
-    out = scale_sums(sums, scales, weight.scales, bias, x.dtype)
+    out = scale_sums(sums, scales, weight.scales, bias, x.dtype, wide=wide)
     if outliers is not None:
         _add_outliers(out, flat, sums, scales, weight, bias, outliers)
     return out.view(*x.shape[:-1], rows)

@@ -38,7 +38,7 @@ def quantized_linear(
     """
     if not target.dense or _are_int8(layers, dynamic=dynamic, device=target.device):
         try:
-            return _packed(concatenate(layers), bias, dynamic=dynamic)
+            return _packed(concatenate(layers), bias, target.dtype, dynamic=dynamic)
         except CannotPack:
             if len(layers) > 1:
                 raise
@@ -50,13 +50,13 @@ def _are_int8(layers: Sequence[QuantizedLinear], *, dynamic: bool, device: torch
     return device.type == "cpu" and (dynamic or isinstance(layers[0], Int8Linear))
 
 
-def _packed(layer: QuantizedLinear, bias: Tensor | None, *, dynamic: bool) -> nn.Module:
+def _packed(layer: QuantizedLinear, bias: Tensor | None, dtype: torch.dtype, *, dynamic: bool) -> nn.Module:
     """Raises CannotPack."""
     if dynamic and isinstance(layer, AffineLinear):
         return SignedLinear(sign(layer), bias)
     if isinstance(layer, Int8Linear) and layer.codes.device.type == "cpu":
         return SignedLinear(sign(layer), bias, LLM_INT8_THRESHOLD)
-    return PackedLinear(pack(layer), bias)
+    return PackedLinear(pack(layer, dtype), bias)
 
 
 def _dense(

@@ -22,8 +22,8 @@ class SignedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.threshold = threshold
 
-    def forward(self, x: Tensor) -> Tensor:
-        return signed_linear(x, self.weight, self.bias, self.threshold)
+    def forward(self, x: Tensor, *, wide: bool = False) -> Tensor:
+        return signed_linear(x, self.weight, self.bias, self.threshold, wide=wide)
 
 
 class RoundedLinear(nn.Module):
@@ -35,7 +35,7 @@ class RoundedLinear(nn.Module):
         self.inner = inner
         self.threshold = threshold
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, wide: bool = False) -> Tensor:
         rounded = round_rows(x.reshape(-1, x.shape[-1]), self.threshold).view(x.shape)
-        out: Tensor = self.inner(rounded)
+        out: Tensor = self.inner(rounded, wide=wide)
         return out

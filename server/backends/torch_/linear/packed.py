@@ -14,5 +14,5 @@ class PackedLinear(nn.Module):
         self.packed = packed
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.packed, self.bias)
+    def forward(self, x: Tensor, *, wide: bool = False) -> Tensor:
+        return linear(x, self.packed, self.bias, wide=wide)

@@ -76,6 +76,39 @@ __device__ __forceinline__ const u32* codes_of(const u32 (&words)[4 * QUADS], in
   return BITS == 4 ? &words[2 * lower + half] : &words[4 * half + 2 * lower];
 }
 
+// The weights of one chunk as operands of four steps of 16 columns, two for each half, and their scales, from their words by half and
+// row (g or g + 8).
+__device__ __forceinline__ void operands(u32 (&a)[4][4], float (&scale)[2][2], const u32 (&words)[4 * QUADS], const u32 (&scales)[2][2],
+                                         const u32* book) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+#pragma unroll
+    for (int lower = 0; lower < 2; lower++) {
+      const u32 word = scales[half][lower];
+      scale[half][lower] = scale_of(word);
+      u32 pairs[4];
+      decode8(codes_of(words, lower, half), zero_of(word), book, pairs);
+#pragma unroll
+      for (int i = 0; i < 4; i++) a[2 * half + i / 2][lower + 2 * (i % 2)] = pairs[i];
+    }
+  }
+}
+
+// sums += the chunk's product with b: 8 rows of x, of which lane 4g + t holds of row g the columns 8t..8t+7 and 32+8t..32+8t+7.
+__device__ __forceinline__ void add_product(float (&sums)[4], const u32 (&a)[4][4], const float (&scale)[2][2], const Quad (&b)[2]) {
+  float part[4];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    if (SCALES == 4 || half == 0) mma(part, a[2 * half], b[half].word[0], b[half].word[1]);
+    else mma_add(part, a[2 * half], b[half].word[0], b[half].word[1]);
+    mma_add(part, a[2 * half + 1], b[half].word[2], b[half].word[3]);
+    if (SCALES == 4 || half == 1) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) sums[i] += scale[half][i / 2] * part[i];
+    }
+  }
+}
+
 // A table of pairs for every byte of two codes.
 __device__ __forceinline__ void fill_book(u32* pairs, const float* book, int thread) {
 #if BOOK

@@ -1,5 +1,5 @@
-// What stands between the linear layers, each in one pass over its rows; compiled with BF16. Sums are in float32, and so is
-// the stream between the layers; other results are rounded where transformers' modeling code rounds them.
+// What stands between the linear layers, each in one pass over its rows; compiled with BF16. Linear layers give float32, and so is the
+// stream between the layers: a result is rounded once, where the next matrix or the pages of keys and values want 16 bits.
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_wide(const float*
 
 // sum = x + residual, y = norm(sum).
 extern "C" __global__ void __launch_bounds__(THREADS) add_rms_norm(
-    const u16* x, const float* residual, const u16* weight, float* sum, u16* y, int width, float eps) {
+    const float* x, const float* residual, const u16* weight, float* sum, u16* y, int width, float eps) {
   take_turn();
   const i64 row = static_cast<i64>(blockIdx.x) * width;
   for (int i = threadIdx.x * 8; i < width; i += THREADS * 8) {
@@ -96,31 +96,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_rms_norm(
 }
 
 // y = silu(gate) * up of rows [gate | up]; blockIdx.y counts rows.
-extern "C" __global__ void __launch_bounds__(THREADS) silu_mul(const u16* gate_up, u16* y, int inner) {
+extern "C" __global__ void __launch_bounds__(THREADS) silu_mul(const float* gate_up, u16* y, int inner) {
   take_turn();
   const i64 row = blockIdx.y;
   const int i = (blockIdx.x * THREADS + threadIdx.x) * 8;
   if (i >= inner) return;
-  const Eight gate = *reinterpret_cast<const Eight*>(gate_up + row * 2 * inner + i);
-  const Eight up = *reinterpret_cast<const Eight*>(gate_up + row * 2 * inner + inner + i);
+  const EightFloats gate = load8(gate_up + row * 2 * inner + i), up = load8(gate_up + row * 2 * inner + inner + i);
   Eight out;
 #pragma unroll
-  for (int j = 0; j < 8; j++) {
-    const float value = widen(gate.value[j]);
-    out.value[j] = narrow(widen(narrow(value / (1.0f + __expf(-value)))) * widen(up.value[j]));
-  }
+  for (int j = 0; j < 8; j++) out.value[j] = narrow(gate.value[j] / (1.0f + __expf(-gate.value[j])) * up.value[j]);
   *reinterpret_cast<Eight*>(y + row * inner + i) = out;
 }
 
 // Turns the query and key heads of rows [q | k | v] by cos and sin [rows, turned], as rotate_half does, writes keys and values to their
 // places in the pages (none if negative) and the queries to `q`. One warp a head.
 extern "C" __global__ void __launch_bounds__(THREADS) rope_and_store(
-    const u16* qkv, const u16* cos, const u16* sin, const i64* places, u16* q, u16* keys, u16* values, int heads, int kv_heads, int size,
-    int turned) {
+    const float* qkv, const float* cos, const float* sin, const i64* places, u16* q, u16* keys, u16* values, int heads, int kv_heads,
+    int size, int turned) {
   take_turn();
   const int row = blockIdx.y, head = blockIdx.x * WARPS + threadIdx.x / 32, all = heads + 2 * kv_heads;
   if (head >= all) return;
-  const u16* source = qkv + (static_cast<i64>(row) * all + head) * size;
+  const float* source = qkv + (static_cast<i64>(row) * all + head) * size;
   const i64 place = places[row];
   u16* target;
   if (head < heads) target = q + (static_cast<i64>(row) * heads + head) * size;
@@ -128,14 +124,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_and_store(
   else if (head < heads + kv_heads) target = keys + (place * kv_heads + head - heads) * size;
   else target = values + (place * kv_heads + head - heads - kv_heads) * size;
   const int half = head < heads + kv_heads ? turned / 2 : 0;
+  const float* c = cos + static_cast<i64>(row) * turned;
+  const float* s = sin + static_cast<i64>(row) * turned;
   for (int i = threadIdx.x % 32; i < half; i += 32) {
-    const u16* c = cos + static_cast<i64>(row) * turned;
-    const u16* s = sin + static_cast<i64>(row) * turned;
-    const float first = widen(source[i]), second = widen(source[i + half]);
-    target[i] = narrow(first * widen(c[i]) - second * widen(s[i]));
-    target[i + half] = narrow(second * widen(c[i + half]) + first * widen(s[i + half]));
+    const float first = source[i], second = source[i + half];
+    target[i] = narrow(first * c[i] - second * s[i]);
+    target[i + half] = narrow(second * c[i + half] + first * s[i + half]);
   }
-  for (int i = 2 * half + threadIdx.x % 32; i < size; i += 32) target[i] = source[i];
+  for (int i = 2 * half + threadIdx.x % 32; i < size; i += 32) target[i] = narrow(source[i]);
 }
 
 // LLM.int8's activations: numbers below the threshold become multiples of the row's step, outliers stay.
@@ -167,13 +163,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize_rows(const u16* x
   if (threadIdx.x == 0) scales[blockIdx.x] = largest / 127.0f;
 }
 
-// y = sums * row scale * column scale + bias, of the int32 sums of a product of int8 matrices.
+// y = sums * row scale * column scale + bias, of the int32 sums of a product of int8 matrices; in float where `wide` is not 0.
 extern "C" __global__ void __launch_bounds__(THREADS) scale_sums(
-    const int* sums, const float* row_scales, const float* column_scales, const u16* bias, u16* y, int columns) {
+    const int* sums, const float* row_scales, const float* column_scales, const u16* bias, void* y, int columns, int wide) {
   take_turn();
   const int column = blockIdx.x * THREADS + threadIdx.x;
   if (column >= columns) return;
   const i64 place = static_cast<i64>(blockIdx.y) * columns + column;
   const float value = static_cast<float>(sums[place]) * (row_scales[blockIdx.y] * column_scales[column]);
-  y[place] = narrow(bias ? value + widen(bias[column]) : value);
+  store(y, place, bias ? value + widen(bias[column]) : value, wide);
 }

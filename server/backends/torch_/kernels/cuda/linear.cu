@@ -1,4 +1,5 @@
-// y[batch, rows] = x[batch, columns] weight[rows, columns]^T, weights of 4 or 8 bits: the left operand of mma.m16n8k16.
+// y[batch, rows] = x[batch, columns] weight[rows, columns]^T, weights of 4 or 8 bits: the left operand of mma.m16n8k16. y is of
+// x's type, or float where `wide` is not 0.
 //
 // A block of 8 warps computes 16 * HEIGHT * ROW_WARPS rows for 8 * TILES columns of y^T (batch rows): a warp HEIGHT tiles of 16 rows,
 // so that what it reads of x serves them all. Warps of the same rows share the columns of the weight, blocks of the same rows too
@@ -103,12 +104,12 @@ struct Fetch {
   }
 };
 
-// The weights of one chunk as operands of four steps of 16 columns, two for each half, and their scales.
+// The weights of one chunk of a stage, as operands.
 template <int TILES, int ROW_WARPS, int HEIGHT>
 __device__ __forceinline__ void decode(u32 (&a)[4][4], float (&scale)[2][2], const Stage<TILES, ROW_WARPS, HEIGHT>& stage, int h, int s,
                                        const u32* book) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  u32 words[4 * QUADS];
+  u32 words[4 * QUADS], scales[2][2];
 #pragma unroll
   for (int q = 0; q < QUADS; q++) {
     const Quad quad = stage.codes[warp][h][s][q][lane];
@@ -116,17 +117,8 @@ __device__ __forceinline__ void decode(u32 (&a)[4][4], float (&scale)[2][2], con
     for (int i = 0; i < 4; i++) words[4 * q + i] = quad.word[i];
   }
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-#pragma unroll
-    for (int lower = 0; lower < 2; lower++) {
-      const u32 word = stage.scales[warp][h][(2 * s + half) * SCALES / 4][lane / 4 + 8 * lower];
-      scale[half][lower] = scale_of(word);
-      u32 pairs[4];
-      decode8(codes_of(words, lower, half), zero_of(word), book, pairs);
-#pragma unroll
-      for (int i = 0; i < 4; i++) a[2 * half + i / 2][lower + 2 * (i % 2)] = pairs[i];
-    }
-  }
+  for (int i = 0; i < 4; i++) scales[i / 2][i % 2] = stage.scales[warp][h][(2 * s + i / 2) * SCALES / 4][lane / 4 + 8 * (i % 2)];
+  operands(a, scale, words, scales, book);
 }
 
 template <int TILES, int ROW_WARPS, int HEIGHT>
@@ -144,19 +136,7 @@ __device__ __forceinline__ void multiply(float (&sums)[HEIGHT][TILES][4], const 
     for (int n = 0; n < TILES; n++) {
       const Quad b[2] = {x[8 * n + g][t ^ swap], x[8 * n + g][(4 + t) ^ swap]};
 #pragma unroll
-      for (int h = 0; h < HEIGHT; h++) {
-        float part[4];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          if (SCALES == 4 || half == 0) mma(part, a[h][2 * half], b[half].word[0], b[half].word[1]);
-          else mma_add(part, a[h][2 * half], b[half].word[0], b[half].word[1]);
-          mma_add(part, a[h][2 * half + 1], b[half].word[2], b[half].word[3]);
-          if (SCALES == 4 || half == 1) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) sums[h][n][i] += scale[h][half][i / 2] * part[i];
-          }
-        }
-      }
+      for (int h = 0; h < HEIGHT; h++) add_product(sums[h][n], a[h], scale[h], b);
     }
   }
 }
@@ -186,8 +166,8 @@ __device__ __forceinline__ float gather(const float* shared, int row, int column
 
 template <int TILES, int ROW_WARPS, int HEIGHT>
 __device__ __forceinline__ void linear(
-    const u16* x, const Quad* codes, const u32* scales, const float* levels, const u16* bias, u16* y, float* partial,
-    u32* arrived, int batch, int rows, int columns, int chunks, int groups, int shift) {
+    const u16* x, const Quad* codes, const u32* scales, const float* levels, const u16* bias, void* y, float* partial,
+    u32* arrived, int batch, int rows, int columns, int chunks, int groups, int shift, int wide) {
   using S = Shape<TILES, ROW_WARPS, HEIGHT>;
   DYNAMIC_SHARED(memory);
   __shared__ u32 book[BOOK ? 256 : 1];
@@ -234,7 +214,7 @@ __device__ __forceinline__ void linear(
     for (int i = threadIdx.x; i < S::rows * used; i += THREADS) {
       const float sum = gather<TILES, ROW_WARPS, HEIGHT>(shared, i / S::rows, i % S::rows);
       const int row = row0 + i % S::rows;
-      if (row < rows) y[static_cast<i64>(batch0 + i / S::rows) * rows + row] = narrow(bias ? sum + widen(bias[row]) : sum);
+      if (row < rows) store(y, static_cast<i64>(batch0 + i / S::rows) * rows + row, bias ? sum + widen(bias[row]) : sum, wide);
     }
     return;
   }
@@ -254,21 +234,21 @@ __device__ __forceinline__ void linear(
 #pragma unroll
         for (int k = 0; k < 4; k++) sum[k] += first + j < static_cast<int>(gridDim.y) ? part[j].value[k] : 0.0f;
     }
-    u16* out = y + static_cast<i64>(batch0 + i / S::rows) * rows;
+    const i64 place = static_cast<i64>(batch0 + i / S::rows) * rows;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const int row = row0 + i % S::rows + k;
-      if (row < rows) out[row] = narrow(bias ? sum[k] + widen(bias[row]) : sum[k]);
+      if (row < rows) store(y, place + row, bias ? sum[k] + widen(bias[row]) : sum[k], wide);
     }
   }
 }
 
 #define LINEAR(TILES, ROW_WARPS, HEIGHT)                                                                                      \
   extern "C" __global__ void __launch_bounds__(THREADS) linear_##TILES##_##ROW_WARPS##_##HEIGHT(                               \
-      const u16* x, const Quad* codes, const u32* scales, const float* levels, const u16* bias, u16* y, float* partial,         \
-      u32* arrived, int batch, int rows, int columns, int chunks, int groups, int shift) {                                     \
+      const u16* x, const Quad* codes, const u32* scales, const float* levels, const u16* bias, void* y, float* partial,        \
+      u32* arrived, int batch, int rows, int columns, int chunks, int groups, int shift, int wide) {                           \
     linear<TILES, ROW_WARPS, HEIGHT>(x, codes, scales, levels, bias, y, partial, arrived, batch, rows, columns, chunks, groups, \
-                                     shift);                                                                                   \
+                                     shift, wide);                                                                             \
   }
 
 LINEAR(1, 1, 1)

@@ -74,6 +74,15 @@ __device__ __forceinline__ void copy4(Shared target, const void* source, bool li
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(target), "l"(source), "r"(live ? 4 : 0) : "memory");
 }
 
+// 16 bytes that are read once: past the first-level cache, which keeps what is read again.
+__device__ __forceinline__ Quad load_once(const Quad* address) {
+  Quad r;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r.word[0]), "=r"(r.word[1]), "=r"(r.word[2]), "=r"(r.word[3])
+               : "l"(address));
+  return r;
+}
+
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template <int PENDING>
@@ -142,6 +151,12 @@ __device__ __forceinline__ u16 narrow(float value) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(value));
 #endif
   return r;
+}
+
+// A result: a float, or rounded to 16 bits.
+__device__ __forceinline__ void store(void* y, i64 place, float value, int wide) {
+  if (wide) static_cast<float*>(y)[place] = value;
+  else static_cast<u16*>(y)[place] = narrow(value);
 }
 
 __device__ __forceinline__ float swap_lanes(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }

@@ -189,6 +189,11 @@ static float widen(u16 bits) { return widen_half(bits); }
 static u16 narrow(float value) { return narrow_half(value); }
 #endif
 
+static void store(void* y, i64 place, float value, int wide) {
+  if (wide) static_cast<float*>(y)[place] = value;
+  else static_cast<u16*>(y)[place] = narrow(value);
+}
+
 static u32 both(u16 low, u16 high) { return low | static_cast<u32>(high) << 16; }
 
 static u32 subtract_half2(u32 a, u32 b) {
@@ -260,6 +265,8 @@ static void copy4(Shared target, const void* source, bool live) {
   if (live) std::memcpy(target, source, 4);
   else std::memset(target, 0, 4);
 }
+
+static Quad load_once(const Quad* address) { return *address; }
 
 static void commit() {}
 

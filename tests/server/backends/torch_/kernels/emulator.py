@@ -37,7 +37,7 @@ def kernel_names(text: str) -> list[str]:
     plain = re.findall(
         r"^extern \"C\" __global__ void __launch_bounds__\(THREADS\) (\w+)\(", text, re.MULTILINE
     )
-    made = re.findall(r"^(LINEAR|PAGED)\(([\d, ]+)\)", text, re.MULTILINE)
+    made = re.findall(r"^(LINEAR|PAGED|DIRECT)\(([\d, ]+)\)", text, re.MULTILINE)
     return plain + ["_".join([macro.lower(), *numbers.split(", ")]) for macro, numbers in made]
 
 

@@ -3,6 +3,7 @@
 What a GPU adds, the hardware's own behaviour and speed, is in benchmarks/gpu.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,12 +12,13 @@ import pytest
 import torch
 
 from quant.layer import QuantizedLinear
-from server.backends.torch_.kernels import activations, attention, linear, w8a8
+from server.backends.torch_.kernels import activations, attention, direct, linear, w8a8
 from server.backends.torch_.kernels.packed import Packed, pack
 from tests.server.backends.torch_.kernels import emulator
 from tests.server.backends.torch_.kernels.test_layout import affine, nf4
 
 LIMITS = {torch.float16: 1e-3, torch.bfloat16: 5e-3}
+WIDE_LIMIT = 2e-5  # of float32: left are the 16 bits of scales, and the order of sums
 
 
 class Builder(Protocol):
@@ -59,18 +61,44 @@ def test_linear_layers(
     runs: Sequence[tuple[int, tuple[int, int, int, int]]],
 ) -> None:
     packed = pack(layer)
-    kernels = build(linear.FILES[1:], linear.defines(packed, dtype))
+    kernels = build(linear.FILES[1:], direct.defines(packed, dtype))
     rows, columns = packed.shape
     weight, bias = layer.dequantize().double(), torch.randn(rows).to(dtype)
     for batch, cut in runs:
         x = torch.randn(batch, columns).to(dtype)
-        y = torch.full((batch, rows), float("nan"), dtype=dtype)
-        linear.launch(kernels, x, packed, bias, y, linear.Plan(*cut))
-        assert error(y, x.double() @ weight.T + bias.double()) < LIMITS[dtype]
-        assert not linear.workspace(x.device)[1].any(), "counters are left as they were found"
+        want = x.double() @ weight.T + bias.double()
+        for kind, limit in ((dtype, LIMITS[dtype]), (torch.float32, WIDE_LIMIT)):
+            y = torch.full((batch, rows), float("nan"), dtype=kind)
+            linear.launch(kernels, x, packed, bias, y, linear.Plan(*cut))
+            assert error(y, want) < limit
+            assert not linear.workspace(x.device)[1].any(), "counters are left as they were found"
     out = torch.full((rows, columns), float("nan"), dtype=dtype)
     linear.launch_dequantize(kernels, packed, out)
     assert error(out, weight) < LIMITS[dtype]
+
+
+DIRECT = [
+    (affine(4, 128, False, (80, 1088)), torch.float16),
+    (affine(4, 32, True, (33, 96)), torch.bfloat16),
+    (nf4((40, 320), nested=False), torch.float16),
+    (affine(8, None, True, (33, 640)), torch.bfloat16),
+    (affine(8, 64, False, (16, 200)), torch.float16),
+]
+
+
+@pytest.mark.parametrize(("layer", "dtype"), DIRECT)
+def test_linear_layers_of_a_few_rows(build: Builder, layer: QuantizedLinear, dtype: torch.dtype) -> None:
+    packed = pack(layer)
+    kernels = build(direct.FILES[1:], direct.defines(packed, dtype))
+    rows, columns = packed.shape
+    weight, bias = layer.dequantize().double(), torch.randn(rows).to(dtype)
+    for cut in direct.CUTS:
+        batch = random.randint(1, 8 * cut.tiles)
+        x = torch.randn(batch, columns).to(dtype)
+        for kind, limit in ((dtype, LIMITS[dtype]), (torch.float32, WIDE_LIMIT)):
+            y = torch.full((batch, rows), float("nan"), dtype=kind)
+            direct.launch(kernels, x, packed, bias, y, cut)
+            assert error(y, x.double() @ weight.T + bias.double()) < limit
 
 
 ATTENTIONS = [
@@ -116,21 +144,22 @@ def test_rows_between_layers(build: Builder, dtype: torch.dtype, monkeypatch: py
     kernels = build(activations.FILES[1:], {"BF16": int(dtype == torch.bfloat16)})
     x, residual, weight = (torch.randn(*shape).to(dtype) for shape in ((3, 520), (3, 520), (520,)))
     x[0, 3], x[2] = 9, 0
-    cos, sin, qkv = (torch.randn(3, width).to(dtype) for width in (32, 32, 10 * 64))
+    cos, sin, qkv = (torch.randn(3, width) for width in (32, 32, 10 * 64))
 
     def everything() -> list[torch.Tensor]:
         keys, values = torch.zeros(2, 3, 16, 2, 64, dtype=dtype)
         q = activations.rope_and_store(qkv, cos, sin, keys, values, torch.tensor([3, -1, 40]), 6)
         sums = torch.arange(600, dtype=torch.int32).view(3, 200) * 1000
-        scaled = activations.scale_sums(sums, torch.ones(3), torch.full((200,), 1e-3), weight[:200], dtype)
+        scales = (torch.ones(3), torch.full((200,), 1e-3), weight[:200], dtype)
+        scaled = [activations.scale_sums(sums, *scales, wide=wide) for wide in (False, True)]
         return [
             activations.rms_norm(x, weight, 1e-5),
             activations.rms_norm(residual.float(), weight, 1e-5),
-            *activations.add_rms_norm(x, residual.float(), weight, 1e-5),
-            activations.silu_mul(torch.cat([x, residual], dim=-1)),
+            *activations.add_rms_norm(x.float(), residual.float(), weight, 1e-5),
+            activations.silu_mul(torch.cat([x, residual], dim=-1).float(), dtype),
             activations.round_rows(x, 6.0),
             *activations.quantize_rows(x),
-            *(q, keys, values, scaled),
+            *(q, keys, values, *scaled),
         ]
 
     want = everything()
