@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -104,12 +105,22 @@ def report_of(model: str, subject: Judged, others: Sequence[Judged], source: str
 
 
 def command_of(subject: Judged, source: str) -> str:
-    """That builds the variant where it is missing, and measures it on the same texts again."""
-    words = ["quantserve", "measure", source, "--variants", subject.name]
+    """That builds the variant where it is missing, and measures it on the same texts again.
+
+    FILE stands for files that are known by what is in them only.
+    """
+    words = ["quantserve", "measure", source, *_recipe_words(subject)]
     if found := subject.measurement:
         words += ["--again", "--texts", str(found.reference.texts), "--ctx", str(found.context)]
         words += ["--corpus", "FILE"] if found.reference.kind == "corpus" else []
     return shlex.join(words)
+
+
+def _recipe_words(subject: Judged) -> tuple[str, str]:
+    if not subject.name.startswith("custom-"):
+        return "--variants", subject.name
+    body = msgspec.json.encode(subject.variant.manifest.recipe.body).decode()
+    return "--recipe", re.sub(r'"sha256:[0-9a-f]{64}"', '"FILE"', body)
 
 
 def as_json(report: Report) -> bytes:

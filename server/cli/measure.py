@@ -3,11 +3,13 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.recipes import read_recipe
 from server.cli.terminal import progress, stop
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ Cache = Annotated[str | None, typer.Option(help="Folder of built variants.", met
 def measure(  # noqa: PLR0913, PLR0917  a command has as many parameters as options
     specs: Specs,
     variants: Variants = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="One more variant, by a recipe as JSON.", metavar="JSON")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help=f"These variants: {' '.join(EVERY)}.")] = False,
     corpus: Annotated[
         Path | None,
@@ -67,7 +72,12 @@ def measure(  # noqa: PLR0913, PLR0917  a command has as many parameters as opti
         context=context,
         threads=threads,
     )
-    jobs = [Job(model, recipe) for spec in specs for model, recipe in _asked(settings, spec, variants, every)]
+    named = Named(
+        tuple(name for name in (variants or "").split(",") if name),
+        (read_recipe(recipe),) if recipe else (),
+        every,
+    )
+    jobs = [Job(model, recipe) for spec in specs for model, recipe in _asked(settings, spec, named)]
     with progress() as shown:
         problems = ((job.id, run(settings, job, wanted, shown)) for job in jobs)
         failed = [f"{id}: {problem}" for id, problem in problems if problem]
@@ -109,19 +119,37 @@ def _settings(cache: str | None) -> "Settings":
     return read_settings(os.environ, ("cache", "models", "cache_max_bytes", "default_context"), cache=cache)
 
 
-def _asked(
-    settings: "Settings", spec: str, variants: str | None, every: bool
-) -> Iterator[tuple["Model", "Recipe"]]:
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What options name, for specs that name no variants."""
+
+    variants: tuple[str, ...]
+    recipes: tuple["Recipe", ...]
+    every: bool
+
+
+def _asked(settings: "Settings", spec: str, options: Named) -> Iterator[tuple["Model", "Recipe"]]:
     """Raises BadRecipe."""
+    model, named = _model(settings, spec)
+    names = named or options.variants or (EVERY if options.every else ())
+    if model.is_ready and not (names or options.recipes):
+        stop(f"{model.id} is served as it is ({model.default}); name variants to make of it and measure")
+    names = names or (() if options.recipes else model.variants)
+    recipes = [_recipe(settings, model, name) for name in names]
+    for recipe in dict.fromkeys((*recipes, *options.recipes)):
+        yield model, recipe
+
+
+def _recipe(settings: "Settings", model: "Model", name: str) -> "Recipe":
+    """Raises BadRecipe. Of custom ones the name is a digest, which only the manifest of one explains."""
     from quant.recipe import parse_recipe
 
-    model, named = _model(settings, spec)
-    listed = tuple(name for name in (variants or "").split(",") if name)
-    if model.is_ready and not (named or listed or every):
-        stop(f"{model.id} is served as it is ({model.default}); name variants to make of it and measure")
-    names = named or listed or (EVERY if every else model.variants)
-    for recipe in dict.fromkeys(parse_recipe(name) for name in names):
-        yield model, recipe
+    if name.startswith("custom-"):
+        for one in _judged(settings, model):
+            if one.name == name:
+                return parse_recipe(one.variant.manifest.recipe.body)
+        stop(f"no variant {name} of {model.id} is built; name its recipe: --recipe JSON")
+    return parse_recipe(name)
 
 
 def _model(settings: "Settings", spec: str) -> tuple["Model", tuple[str, ...]]:

@@ -4,10 +4,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.recipes import read_recipe
 from server.cli.terminal import progress, stop
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def quantize(  # noqa: PLR0913, PLR0917  a command has as many parameters as opt
     if target is not None:
         _search(settings, source, target, threads)
         return
-    parsed = _read_recipe(recipe, imatrix)
+    parsed = read_recipe(recipe, imatrix)
     if device not in {"auto", "cpu", "cuda"}:
         stop(f"--device is auto, cpu or cuda, not {device!r:.40}", code=2)
     try:
@@ -131,22 +132,6 @@ def _summary(folder: Path) -> str | None:
     error = f", output error {shares[len(shares) // 2]:.2f} of round-to-nearest's (median)" if shares else ""
     fallen = sum(one["fallback"] is not None for one in modules)
     return f"{len(modules)} modules{error}" + (f", {fallen} fell back" if fallen else "")
-
-
-def _read_recipe(text: str, imatrix: Path | None) -> "Recipe":
-    """Raises BadRecipe."""
-    from quant.errors import BadRecipe
-    from quant.recipe import parse_recipe
-
-    spec: Any = {"type": text} if imatrix else text
-    if text.lstrip().startswith("{"):
-        try:
-            spec = json.loads(text)
-        except ValueError as error:
-            raise BadRecipe(f"the recipe is no JSON: {error}") from error
-    if imatrix:
-        spec["imatrix"] = str(imatrix.absolute())
-    return parse_recipe(spec, local=True)
 
 
 def _described(folder: Path) -> str:
