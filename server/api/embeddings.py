@@ -17,6 +17,7 @@ from server.api.generate import check_tokens, refuse_when_full
 from server.api.leaving import unless_gone
 from server.api.room import require_room
 from server.api.schema.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
+from server.api.share import Share
 from server.errors import ContextTooLong, RequestError, UnsupportedParameter
 from server.pool.states import Lease
 
@@ -54,12 +55,20 @@ async def _embedded(request: Request, body: EmbeddingRequest, services: Services
 
 async def _vectors(lease: Lease, texts: Sequence[Sequence[int]]) -> list[bytes]:
     """The first error takes the other texts from the engine's queue. Raises ServerErrors."""
+    share = Share(lease)
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(lease.engine.embed(tokens)) for tokens in texts]
+            tasks = [group.create_task(_vector(lease, tokens, share)) for tokens in texts]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def _vector(lease: Lease, tokens: Sequence[int], share: Share) -> bytes:
+    await share.enter()
+    vector = await lease.engine.embed(tokens)
+    share.leave()
+    return vector
 
 
 def _width(body: EmbeddingRequest, lease: Lease) -> int:

@@ -18,6 +18,7 @@ from server.api.leaving import cancelled
 from server.api.meters import Meter
 from server.api.schema.answers import PromptDetails, Usage
 from server.api.schema.sampling import Sampling
+from server.api.share import Share
 from server.errors import ContextTooLong, EngineDied, Overloaded, RequestError
 from server.pool.states import Lease, Served
 from server.process.inbox import one_by_one
@@ -153,7 +154,7 @@ async def _attempt(
         runs = [_run(lease, planned, request, index, tally, meter) for index, request in enumerate(requests)]
         begun = False
         try:
-            async with aclosing(_merged(runs)) as deltas:
+            async with aclosing(_merged(runs, Share(lease))) as deltas:
                 async for delta in deltas:
                     if not begun:
                         begun = True
@@ -222,7 +223,7 @@ def _check_token(token: int, text: TextModel, param: str) -> None:
 
 
 def refuse_when_full(lease: Lease, queue_limit: int) -> None:
-    """A request of many sequences is let in whole: the queue may exceed its limit by one request."""
+    """A request of many sequences is let in whole: those beyond its share wait outside the queue."""
     queued = lease.engine.requests - lease.engine.ready.limits.running
     if queued >= queue_limit:
         raise Overloaded("too many requests are waiting for this model", retry_after=QUEUE_RETRY_S)
@@ -273,15 +274,15 @@ def _with_prompt(delta: Delta, prompt: Prompt, event: Tokens, text: TextModel) -
     return replace(delta, text=(prompt.echo or "") + delta.text, prompt=scored)
 
 
-async def _merged(runs: list[AsyncGenerator[Delta]]) -> AsyncGenerator[Delta]:
-    """Deltas of all runs as they come. The first error ends all of them."""
+async def _merged(runs: list[AsyncGenerator[Delta]], share: Share) -> AsyncGenerator[Delta]:
+    """Deltas of all runs as they come, a share of them at a time. The first error ends all of them."""
     if len(runs) == 1:
         async with aclosing(runs[0]) as deltas:
             async for delta in deltas:
                 yield delta
         return
     queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(UNSENT)
-    tasks = [asyncio.create_task(_pour(run, queue)) for run in runs]
+    tasks = [asyncio.create_task(_pour(run, queue, share)) for run in runs]
     try:
         left = len(tasks)
         while left:
@@ -296,7 +297,10 @@ async def _merged(runs: list[AsyncGenerator[Delta]]) -> AsyncGenerator[Delta]:
         await cancelled(*tasks)
 
 
-async def _pour(run: AsyncGenerator[Delta], queue: "asyncio.Queue[Delta | Exception | None]") -> None:
+async def _pour(
+    run: AsyncGenerator[Delta], queue: "asyncio.Queue[Delta | Exception | None]", share: Share
+) -> None:
+    await share.enter()
     try:
         async with aclosing(run) as deltas:
             async for delta in deltas:
@@ -304,4 +308,5 @@ async def _pour(run: AsyncGenerator[Delta], queue: "asyncio.Queue[Delta | Except
     except Exception as error:  # noqa: BLE001 - raised again by the one who reads the queue
         await queue.put(error)
     else:
+        share.leave()
         await queue.put(None)

@@ -71,6 +71,7 @@ class EngineLoop:
         self.embedder = embedder
         self.compiler = compiler
         self._embeds: dict[str, Embed] = {}  # in order of arrival
+        self._embed_due = 0.0
         self.scheduler = Scheduler(executor.limits)
         self._flying: deque[tuple[Batch, object]] = deque()
         self._outbox: list[Event] = []
@@ -174,12 +175,17 @@ class EngineLoop:
 
     def _embed_some(self) -> None:
         """A few tokens of texts a turn: a long list of them delays each running stream by no more than that,
-        and short texts do not wait for a step each."""
+        and short texts do not wait for a step each. Then it is the turn of answers, for the same time."""
+        started = time.monotonic()
+        if not self._embeds or (self.scheduler.busy and started < self._embed_due):
+            return
         room = EMBED_TOKENS
         while self._embeds and room > 0:
             command = self._embeds.pop(next(iter(self._embeds)))
             room -= len(command.tokens)
             self._embed(command)
+        ended = time.monotonic()
+        self._embed_due = ended + (ended - started)
 
     def _embed(self, command: Embed) -> None:
         try:

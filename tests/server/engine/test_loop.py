@@ -1,8 +1,11 @@
 """What one request sees of the engine: refusals, scores, cached prefixes, status."""
 
+from collections.abc import Sequence
+
 import pytest
 from msgspec.structs import replace
 
+import server.engine.loop
 from server.backends.toy import Rows, ToyEmbedder, ToyExecutor
 from server.engine.loop import EMBED_TOKENS
 from server.engine.scheduler import Scheduler
@@ -173,7 +176,10 @@ def test_embeddings_are_made_between_steps_and_taken_back_when_nobody_waits() ->
     assert "e2" not in result.events
 
 
-def test_short_texts_are_embedded_several_at_a_time_and_long_ones_by_themselves() -> None:
+def test_short_texts_are_embedded_several_at_a_time_and_long_ones_by_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server.engine.loop, "time", Clock(0))
     short = [Embed(id=f"s{n}", tokens=(n,)) for n in range(EMBED_TOKENS * 2)]
     long = [Embed(id=f"l{n}", tokens=(n,) * EMBED_TOKENS) for n in range(2)]
     steps = []
@@ -183,6 +189,39 @@ def test_short_texts_are_embedded_several_at_a_time_and_long_ones_by_themselves(
         assert [name for name in order if name != "r"] == [text.id for text in texts]
         steps.append(result.events_before("r", texts[-1].id))
     assert steps == [2, 2]
+
+
+class Clock:
+    """Stands still between two readings, or goes on by a millisecond each."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def monotonic(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+class SlowEmbedder(ToyEmbedder):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def embed(self, tokens: Sequence[int]) -> bytes:
+        self.clock.now += 1.0
+        return super().embed(tokens)
+
+
+def test_answers_get_as_much_time_as_texts_to_embed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short answer waits for one long text, not for one each token; a long answer does not stop texts."""
+    clock = Clock(0.001)
+    monkeypatch.setattr(server.engine.loop, "time", clock)
+    texts = [Embed(id=f"e{n}", tokens=(n,) * EMBED_TOKENS) for n in range(4)]
+    embedder = SlowEmbedder(clock)
+    result = run("toy-rows", {0: [ask("r", (1, 2), 5), *texts]}, LIMITS, embedder=embedder)
+    assert result.events_before("r", "e1") == len(result.events["r"])
+    result = run("toy-rows", {0: [ask("r", (1, 2), 50), *texts]}, LIMITS, embedder=SlowEmbedder(Clock(0)))
+    assert result.events_before("r", "e3") < 50
 
 
 def test_an_engine_without_embeddings_refuses_them() -> None:
