@@ -41,6 +41,11 @@ def load(name: str) -> Backend:
     raise RequestError(f"no backend {name!r}; known: {', '.join(names())}")
 
 
+def device_of(backend: Backend) -> str:
+    """What it cannot do without; "cpu" of those that run anywhere, as all of ours."""
+    return str(getattr(backend, "device", "cpu"))
+
+
 def _plugin(point: EntryPoint) -> Backend:
     """Raises RequestError, whatever that package's code raises: it must not take the others along."""
     try:

@@ -1,7 +1,8 @@
 """model:auto, best, fastest and smallest: which variant answers, decided from measurements alone. Pure.
 
-Only variants that are built and may be served are candidates, and of those what fits: an engine that is
-loaded has its memory already.
+Only variants that are built and may be served are candidates, and of those what can be opened here and fits:
+an engine that is loaded has its memory already. What was measured and stands within the gate goes before what
+nobody has measured, and that before what is served against the gate, in every mode.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ class Candidate:
     speed: float | None  # answer tokens a second, eight requests together
     loaded: bool
     device: str  # that its backend needs: "cpu" runs everywhere
+    problem: str = ""  # why nothing here can open it
+    is_reference: bool = False  # the source in float32, made for measuring and asked for by nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,10 @@ def _obstacle(one: Candidate, situation: Situation) -> str:
     """Why it cannot be chosen; "" where it can."""
     if one.barred:
         return "not chosen: the gate rejects it"
+    if one.is_reference:
+        return "not chosen: it is what the others are measured against"
+    if one.problem:
+        return f"not chosen: {one.problem}"
     if one.device != "cpu" and one.device not in situation.devices:
         return f"not chosen: it needs {one.device}, which this machine lacks"
     if not one.loaded and one.memory > situation.free_memory:
@@ -71,6 +78,11 @@ def _obstacle(one: Candidate, situation: Situation) -> str:
 
 FAR = float("inf")
 Order = Callable[[Candidate], tuple[float, ...]]
+
+
+def _trust(one: Candidate) -> float:
+    """0 within the gate, more for what was not measured or is served against it."""
+    return max(0.0, STANDING[one.state] - STANDING["degraded"])
 
 
 def _kl(one: Candidate) -> float:
@@ -86,7 +98,7 @@ ORDERS: dict[Mode, tuple[Order, str]] = {
         lambda one: (STANDING[one.state], _slowness(one), one.bytes),
         "is the fastest of the best standing at the gate",
     ),
-    "best": (lambda one: (_kl(one), one.bytes), "has the smallest divergence from the source"),
-    "fastest": (lambda one: (_slowness(one), _kl(one)), "answers with the most tokens a second"),
-    "smallest": (lambda one: (float(one.bytes), _kl(one)), "is the smallest file"),
+    "best": (lambda one: (_trust(one), _kl(one), one.bytes), "has the smallest divergence from the source"),
+    "fastest": (lambda one: (_trust(one), _slowness(one), _kl(one)), "answers with the most tokens a second"),
+    "smallest": (lambda one: (_trust(one), one.bytes, _kl(one)), "is the smallest file"),
 }

@@ -5,13 +5,14 @@ A verdict is made anew from measurement.json and models.yaml whenever it is need
 
 import asyncio
 import logging
-from functools import partial
+from functools import cache, partial
 
 import msgspec
 
 from quant.measure.gate import Verdict
 from quant.measure.report import Judged, judged
 from quant.store import Variant, VariantStore
+from server.backends import registry
 from server.catalog import Model
 from server.errors import ServerError, VariantRejected
 from server.pool.background import in_thread
@@ -19,11 +20,13 @@ from server.pool.choosing import Candidate
 from server.pool.jobs import AWAITED, Jobs
 from server.pool.opening import own_context, served_context
 from server.pool.records import Job
-from server.pool.select import backend_for, variant_id
+from server.pool.select import backend_for, is_listed, variant_id
 from server.process.orders import MeasureOrder
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
+
+REFERENCE = "f32"  # as what measurements compare with is kept
 
 
 class Gatekeeper:
@@ -128,10 +131,11 @@ def refusal(id: str, verdict: Verdict) -> VariantRejected:
     )
 
 
-def candidate(one: Judged, loaded: bool, held: int = 0) -> Candidate:
+def candidate(model: Model, one: Judged, loaded: bool, held: int = 0) -> Candidate:
     """`held`: bytes of memory that the loader counts with where it has seen such an engine, else 0."""
     found = one.measurement
     speed = found.speed if found else None
+    device, problem = ("cpu", "") if loaded else _needs(model.backend, one.variant.manifest.format)
     return Candidate(
         name=one.name,
         state=one.verdict.state,
@@ -141,5 +145,17 @@ def candidate(one: Judged, loaded: bool, held: int = 0) -> Candidate:
         memory=held or (speed.memory_bytes if speed else one.variant.manifest.bytes),
         speed=speed.decode_8 if speed else None,
         loaded=loaded,
-        device="cpu",  # every backend of ours runs on one
+        device=device,
+        problem=problem,
+        is_reference=one.name == REFERENCE and found is None and not is_listed(model, REFERENCE),
     )
+
+
+@cache
+def _needs(backend: str, format_name: str) -> tuple[str, str]:
+    """The device of what opens the format, and why nothing does. What is installed stays while we run."""
+    try:
+        found = registry.for_format(format_name) if backend == "auto" else registry.load(backend)
+        return registry.device_of(found), ""
+    except ServerError as error:
+        return "cpu", str(error)

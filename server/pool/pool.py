@@ -183,6 +183,7 @@ class Pool:
         loaded = {host.id for host in self._hosts.values() if host.loaded}
         candidates = [
             candidate(
+                model,
                 one,
                 variant_id(model, one.name) in loaded,
                 self._learned.largest(one.variant.manifest.key, RAM),

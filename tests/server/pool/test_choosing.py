@@ -1,10 +1,18 @@
 """model:auto and the others, in situations made by hand."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quant.manifest import BuilderRecord, Manifest, RecipeRecord, SourceRecord
+from quant.measure.gate import Gate, Verdict
+from quant.measure.report import Judged
+from quant.store import Variant
+from server.backends import registry
+from server.catalog import Model
 from server.pool.choosing import MODES, Candidate, Chosen, Mode, Situation, choose
+from server.pool.gating import candidate as of_judged
 
 GB = 10**9
 
@@ -71,6 +79,59 @@ def test_each_variant_gets_a_sentence_and_what_the_gate_bars_is_never_chosen(mod
 
 def test_what_was_never_measured_comes_last() -> None:
     unknown = candidate("new", state="unmeasured", kl=None, speed=None, bytes=1, memory=1)
-    for mode in ("auto", "best", "fastest"):
+    for mode in MODES:
         assert chosen(mode, LARGE, (unknown, VARIANTS[1])) == "q4_k_m"
-    assert chosen("auto", LARGE, (unknown,)) == "new"
+        assert chosen(mode, LARGE, (unknown,)) == "new"
+
+
+def test_what_is_served_against_the_gate_comes_after_that() -> None:
+    coarse = candidate("q2_k", kl=0.9, bytes=2, memory=2, speed=900.0, state="rejected", barred=False)
+    unknown = candidate("new", state="unmeasured", kl=None, speed=None)
+    for mode in MODES:
+        assert chosen(mode, LARGE, (coarse, unknown, VARIANTS[2])) == "q3_k_m"
+        assert chosen(mode, LARGE, (coarse, unknown)) == "new"
+        assert chosen(mode, LARGE, (coarse,)) == "q2_k"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_neither_the_reference_nor_what_nothing_opens_is_chosen(mode: Mode) -> None:
+    reference = candidate("f32", state="unmeasured", kl=None, speed=None, bytes=1, is_reference=True)
+    closed = candidate("nf4", kl=0.0001, bytes=1, speed=999.0, problem="bitsandbytes: torch is missing")
+    found = choose(mode, (reference, closed, VARIANTS[1]), LARGE)
+    assert found.name == "q4_k_m"
+    assert "measured against" in found.reasons["f32"]
+    assert found.reasons["nf4"] == "not chosen: bitsandbytes: torch is missing"
+
+
+def judged_by_hand(name: str, format_name: str) -> Judged:
+    manifest = Manifest(
+        schema_version=1,
+        key="0" * 32,
+        source=SourceRecord(id="m", revision=None, digest="1" * 64),
+        recipe=RecipeRecord(name=name, body={}, digest="2" * 64),
+        format=format_name,
+        bits_per_weight=8.0,
+        bytes=10,
+        builder=BuilderRecord(version=1, packages={}),
+        files=(),
+    )
+    return Judged(Variant("0" * 32, Path("v"), manifest), Gate(), None, Verdict("unmeasured"))
+
+
+def test_candidates_say_what_opens_them_and_what_is_only_a_reference() -> None:
+    plain, listing = (Model(id="m", source="s", variants=v, default="q8_0") for v in (("q8_0",), ("f32",)))
+    found = of_judged(plain, judged_by_hand("f32", "gguf"), loaded=False)
+    assert (found.is_reference, found.problem, found.device) == (True, "", "cpu")
+    assert not of_judged(listing, judged_by_hand("f32", "gguf"), loaded=False).is_reference
+    assert not of_judged(plain, judged_by_hand("q8_0", "gguf"), loaded=False).is_reference
+    unknown = of_judged(plain, judged_by_hand("x", "strange"), loaded=False)
+    assert "no backend can open format 'strange'" in unknown.problem
+    assert not of_judged(plain, judged_by_hand("x", "strange"), loaded=True).problem  # it is open
+
+
+def test_a_backend_may_name_the_device_that_it_needs() -> None:
+    class OnGpus:
+        device = "cuda"
+
+    assert registry.device_of(OnGpus()) == "cuda"  # type: ignore[arg-type]
+    assert registry.device_of(registry.load("llama")) == "cpu"
