@@ -1,12 +1,13 @@
 """Where a search keeps what it has found out, so that a killed one goes on and a later one starts with it.
 
 <cache>/searches/<key>/alone.json     what groups cost alone: for every target
+                       guesses.json   what toolkits would have guessed instead
                        <target>.json  what was tried for one target
                        probe.gguf, probes/   the mixture that is being scored
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class SearchShelf:
         key = canonical_digest([VERSION, *what])[:32]
         self.folder = cache / "searches" / key
         self._alone = self.folder / "alone.json"
+        self._guesses = self.folder / "guesses.json"
         self._own = self.folder / f"{canonical_digest(msgspec.to_builtins(target))[:16]}.json"
         self._lock = cache / "locks" / f"search-{key}"
 
@@ -44,6 +46,16 @@ class SearchShelf:
         own = _read(self._own)
         alone = tuple(one for one in _read(self._alone).probes if one.alone)
         return Evidence(own.tries, (*alone, *own.mixtures))
+
+    def guesses(self) -> dict[str, dict[str, float]] | None:
+        """None where they are still to be made: no target changes them."""
+        with suppress(OSError, msgspec.DecodeError):
+            return msgspec.json.decode(self._guesses.read_bytes(), type=dict[str, dict[str, float]])
+        return None
+
+    def save_guesses(self, found: Mapping[str, Mapping[str, float]]) -> None:
+        """Raises OSError."""
+        replace_synced(self._guesses, msgspec.json.encode(found))
 
     def save(self, evidence: Evidence) -> None:
         """Raises OSError."""

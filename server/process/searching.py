@@ -1,12 +1,13 @@
 """The effects of a search: mixtures are scored, recipes built and measured, as quant.search decides."""
 
+import asyncio
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
-from quant.errors import BuildFailed, UnknownVariant, VariantInUse
+from quant.errors import BadSource, BuildFailed, UnknownVariant, VariantInUse
 from quant.gguf.header import GgufHeader, read_header
 from quant.measure.estimate import mean_divergence
 from quant.measure.figures import figure
@@ -16,10 +17,12 @@ from quant.measure.text import Chunk, Text
 from quant.plan import BUILDER_VERSION, TORCH_BUILDER_VERSION, require_buildable
 from quant.progress import Progress
 from quant.recipe import Recipe, parse_recipe
+from quant.search.compared import Guesses
 from quant.search.decide import Confirm, ProbeTypes, Stop, TryRecipe, next_step
 from quant.search.evidence import Evidence, Probe, Try
 from quant.search.found import Found, found_of
 from quant.search.gguf_space import gguf_space
+from quant.search.guesses import guesses_of
 from quant.search.shelf import SearchShelf
 from quant.search.space import Space
 from quant.search.torch_space import torch_space
@@ -69,7 +72,8 @@ class Searching:
                         evidence = evidence.with_try(await self._confirmed(key, evidence))
                 shelf.save(evidence)
             self._clear(evidence, step.winner)
-        return found_of(self.order.target, step.winner, step.why, evidence, space.words)
+            guesses = await self._guesses(space, evidence, shelf)
+        return found_of(self.order.target, step.winner, step.why, evidence, space, guesses)
 
     # -- before the first step --------------------------------------------------------------------
 
@@ -119,6 +123,23 @@ class Searching:
             return None
         enough = found.complete and found.reference.texts >= self.order.measured_texts
         return found if enough and found.context == self._context else None
+
+    async def _guesses(self, space: Space, evidence: Evidence, shelf: SearchShelf) -> Guesses:
+        """Beside measured sensitivities; none where there are none, or where the file cannot be watched."""
+        if not any(probe.alone for probe in evidence.probes):
+            return {}
+        found: Guesses | None = shelf.guesses()
+        if found is None:
+            texts = [chunk.tokens for chunk, _ in self._texts]
+            try:
+                found = await asyncio.to_thread(
+                    guesses_of, self._base, space.groups, texts, self.order.threads
+                )
+            except (BadSource, BuildFailed) as error:
+                self.reporter.note(f"toolkits' guesses could not be made: {error}")
+                return {}
+            shelf.save_guesses(found)
+        return found
 
     # -- steps ------------------------------------------------------------------------------------
 

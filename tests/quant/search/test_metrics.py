@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from quant.search.metrics import METRICS, lowest, rounded, weight_error
+from quant.search.compared import lowest
+from quant.search.metrics import METRICS, Errors, Inputs, rounded, weight_error
 
 DICE = np.random.default_rng(0)
 WEIGHT = DICE.standard_normal((8, 16)).astype(np.float32)
 INPUTS = DICE.standard_normal((32, 16)).astype(np.float32)
+ERRORS = Errors.of(WEIGHT)
 
 
 def test_by_hand() -> None:
@@ -15,7 +17,7 @@ def test_by_hand() -> None:
     inputs = np.array([[1.0, 0.0], [3.0, 0.0]], np.float32)
     assert np.array_equal(rounded(weight), [[127.0, 0.0], [254.0, 2.0]])
     inverse = 1 / (0.4**2 / 2)
-    found = {name: metric(weight, inputs) for name, metric in METRICS.items()}
+    found = {name: metric(Errors.of(weight), Inputs.of(inputs)) for name, metric in METRICS.items()}
     assert found == pytest.approx(
         {
             "weight_quantization_error": inverse,
@@ -30,19 +32,26 @@ def test_by_hand() -> None:
 
 def test_larger_inputs_are_more_sensitive_and_the_weights_alone_do_not_see_them() -> None:
     for name, metric in METRICS.items():
-        small, large = metric(WEIGHT, INPUTS), metric(WEIGHT, 3 * INPUTS)
+        small, large = metric(ERRORS, Inputs.of(INPUTS)), metric(ERRORS, Inputs.of(3 * INPUTS))
         assert (large == small) if name == "weight_quantization_error" else (large > 2 * small)
 
 
 def test_a_constant_input_has_no_variance() -> None:
-    constant = np.ones_like(INPUTS)
-    assert METRICS["mean_activation_variance"](WEIGHT, constant) == 0
-    assert METRICS["mean_activation_magnitude"](WEIGHT, constant) == pytest.approx(weight_error(WEIGHT))
+    constant = Inputs.of(np.ones_like(INPUTS))
+    assert METRICS["mean_activation_variance"](ERRORS, constant) == 0
+    assert METRICS["mean_activation_magnitude"](ERRORS, constant) == pytest.approx(weight_error(ERRORS))
+
+
+def test_texts_add_up() -> None:
+    whole, parts = Inputs.of(INPUTS), Inputs.of(INPUTS[:5]) + Inputs.of(INPUTS[5:])
+    assert parts.variances == pytest.approx(INPUTS.var(axis=0), rel=1e-5)
+    for metric in METRICS.values():
+        assert metric(ERRORS, parts) == pytest.approx(metric(ERRORS, whole))
 
 
 def test_zeros_are_no_division_by_zero() -> None:
-    zeros = np.zeros_like(WEIGHT)
-    assert all(np.isfinite(metric(zeros, INPUTS)) for metric in METRICS.values())
+    zeros = Errors.of(np.zeros_like(WEIGHT))
+    assert all(np.isfinite(metric(zeros, Inputs.of(INPUTS))) for metric in METRICS.values())
 
 
 def test_the_least_sensitive_go_first_up_to_the_ratio() -> None:

@@ -7,6 +7,7 @@ import pytest
 from quant.layout import read_layout
 from quant.measure.measurement import read_measurement
 from quant.search.found import Found
+from quant.search.metrics import METRICS
 from quant.search.target import Target
 from quant.source import open_source
 from quant.store import VariantStore
@@ -49,6 +50,8 @@ async def test_a_mixture_within_bits_is_found_built_and_measured_and_again_at_on
     meeting = [one for one in answer.tries if one.meets]
     assert winner.kl.value == min(one.kl.value for one in meeting)
     assert {one.type for one in answer.sensitivities} <= {"q4_k", "q5_k"}
+    assert all(set(one.guesses) == set(METRICS) for one in answer.sensitivities)
+    assert [one.metric for one in answer.compared] == list(METRICS)
     store = VariantStore(tmp_path / "cache")
     variant = store.find(winner.key)
     assert variant is not None
@@ -78,6 +81,7 @@ async def test_linears_of_four_and_eight_bits_are_mixed(source: Path, tmp_path: 
     schemes = {scheme["bits"] for _, scheme in mixture.recipe["overrides"] if scheme}
     assert {mixture.recipe["scheme"]["bits"], *schemes} == {4, 8}
     assert {one.type for one in answer.sensitivities} == {"int4"}
+    assert all(set(one.guesses) == set(METRICS) for one in answer.sensitivities)
 
 
 async def test_what_nothing_can_meet_is_said_without_trying(source: Path, tmp_path: Path) -> None:
