@@ -53,7 +53,7 @@ def run_builder(
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env=child_environment(os.environ),
+                env=child_environment(os.environ, pulls=True),
                 process_group=0,
             )
             try:

@@ -26,6 +26,7 @@ class Order:
     module: str = "server.process.builder"
     options: Mapping[str, object]
     progress: Path
+    pulls: bool = False  # from the hub, which may ask for a token
 
     @property
     def arguments(self) -> list[str]:
@@ -43,7 +44,7 @@ def build_order(record: JobRecord, cache: Path, progress: Path, cache_max_bytes:
 def pull_order(record: JobRecord, cache: Path, progress: Path) -> Order:
     """Without a recipe the builder only fetches the source."""
     options = {"--cache": cache, "--source": record.source, "--revision": record.revision}
-    return Order(options=options, progress=progress)
+    return Order(options=options, progress=progress, pulls=True)
 
 
 def measure_order(record: JobRecord, progress: Path) -> Order:
@@ -84,7 +85,7 @@ async def _start(order: Order) -> asyncio.subprocess.Process:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=child_environment(os.environ),
+        env=child_environment(os.environ, pulls=order.pulls),
         start_new_session=True,  # a process group of its own, to be killed whole
     )
 

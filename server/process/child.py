@@ -7,7 +7,8 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-SECRET_ENDINGS = ("TOKEN", "_KEY", "SECRET", "PASSWORD")
+SECRET_ENDINGS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSPHRASE", "PASSWD", "CREDENTIAL")  # or with an S
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages
 
 
@@ -16,9 +17,17 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def child_environment(environ: Mapping[str, str], **changes: str) -> dict[str, str]:
-    """The environment for a child: our packages can be imported, whatever the working folder."""
-    result = {**environ, **changes}
+def is_secret(name: str) -> bool:
+    """Whether a variable's name says that its value is one: API keys, tokens, passwords."""
+    return name.upper().removesuffix("S").endswith(SECRET_ENDINGS)
+
+
+def child_environment(environ: Mapping[str, str], *, pulls: bool = False, **changes: str) -> dict[str, str]:
+    """The environment for a child: our packages can be imported, whatever the working folder, and no secret
+    is in it but the hub's token for a child that `pulls`."""
+    kept = HUB_TOKENS if pulls else ()
+    clean = {name: value for name, value in environ.items() if name in kept or not is_secret(name)}
+    result = {**clean, **changes}
     if Path(sysconfig.get_paths()["purelib"]) != ROOT:
         path = environ.get("PYTHONPATH")
         result["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
@@ -26,15 +35,14 @@ def child_environment(environ: Mapping[str, str], **changes: str) -> dict[str, s
 
 
 def engine_environment(environ: Mapping[str, str], threads: int | None) -> dict[str, str]:
-    """For engines: no secrets, no network, and helper libraries that start no thread pools of their own.
+    """For engines: no network, and helper libraries that start no thread pools of their own.
 
     `threads` also bounds OpenMP, which reads it when it is loaded.
     """
-    clean = {name: value for name, value in environ.items() if not name.upper().endswith(SECRET_ENDINGS)}
     changes = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
     if threads is not None:
         changes["OMP_NUM_THREADS"] = str(threads)
-    return child_environment(clean, **changes)
+    return child_environment(environ, **changes)
 
 
 def die_with(parent: int) -> None:

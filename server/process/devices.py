@@ -1,10 +1,13 @@
 """How much processes hold, asked of the kernel and of the GPU's driver. No library of a GPU is loaded."""
 
 import contextlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+
+from server.process.child import child_environment
 
 ASK_S = 10.0
 MIB = 1 << 20
@@ -50,8 +53,9 @@ def _ask(query: str) -> list[list[str]]:
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    clean = child_environment(os.environ)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=True, env=clean)
     except (OSError, subprocess.SubprocessError):
         return []
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]

@@ -44,6 +44,18 @@ async def test_a_gguf_source_is_served_as_it_is_and_adds_no_file_the_second_time
     assert files(cache) == before == {"digests.json", "memory.json"}
 
 
+async def test_an_engine_is_started_without_keys(
+    tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel says of its environment."""
+    for name in ("QUANTSERVE_API_KEYS", "QUANTSERVE_ADMIN_KEYS", "HF_TOKEN"):
+        monkeypatch.setenv(name, "MARK")
+    async with running(tmp_path / "cache", toy(gguf)) as pool, pool.acquire("toy", wait_s=20) as lease:
+        environ = Path(f"/proc/{lease.engine.pid}/environ").read_bytes()
+    assert b"HF_HUB_OFFLINE=1" in environ
+    assert b"MARK" not in environ
+
+
 async def test_requests_at_the_same_time_share_one_load(tmp_path: Path, gguf: Path) -> None:
     async with running(tmp_path / "cache", toy(gguf)) as pool:
 
