@@ -56,7 +56,7 @@ def refusal(history: History, now: float) -> Refusal | None:
     """Why a request must not start another load now, or None."""
     if (until := _quarantined_until(history)) > now:
         return Refusal(
-            f"its engine died {DEATHS} times within {WINDOW_S:.0f} s, at last it {history.reason}",
+            f"its engine died {DEATHS} times within {WINDOW_S:.0f} s, at last: {history.reason}",
             until - now,
             quarantined=True,
         )

@@ -63,6 +63,7 @@ class EngineClient:
         self._on_progress = on_progress
         self._inboxes: dict[str, Inbox] = {}
         self._broken: str | None = None
+        self._given_up = False
         self._numbers = itertools.count()
         self._opened: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._stopping: asyncio.Task[None] | None = None
@@ -125,6 +126,10 @@ class EngineClient:
     @property
     def dead(self) -> bool:
         return self.death is not None
+
+    @property
+    def _exit(self) -> str:
+        return describe_exit(self._process.returncode)
 
     @property
     def killed_at_work(self) -> bool:
@@ -231,8 +236,11 @@ class EngineClient:
         try:
             await asyncio.wait({exited, listening}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({exited, listening}, timeout=LAST_WORDS_S)
+        except asyncio.CancelledError:  # the event loop ends, and every engine with it
+            self._given_up = True
+            raise
         finally:
-            self._bury(self._broken or describe_exit(self._process.returncode))
+            self._bury("is stopped" if self._given_up else self._broken or self._exit)
             self._kill()
             listening.cancel()
             self._writer.close()
@@ -275,7 +283,7 @@ class EngineClient:
 
     def _bury(self, death: str) -> None:
         self.death = death
-        planned = self._stopping is not None
+        planned = self._stopping is not None or self._given_up
         (log.info if planned else log.warning)("engine %d %s", self.pid, death)
         self._open(EngineDied(f"the engine {death} while it was loading"))
         for inbox in self._inboxes.values():

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from server.settings import VARIABLES
+from server.api.hosts import Hosts
+from server.settings import VARIABLES, read_settings
 from tests.server.api.support import COMPLETIONS, completion, serving
 
 REPO = Path(__file__).parents[2]
@@ -63,7 +64,8 @@ def test_kubernetes_manifests_hang_together() -> None:
     assert service["spec"]["selector"] == pod["metadata"]["labels"]
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}
-    assert {entry["name"] for entry in container["env"]} <= set(VARIABLES.values())
+    assert {entry["name"] for entry in container["env"]} <= {"NAMESPACE", *VARIABLES.values()}
+    assert "annotations" not in pod["metadata"]  # what scrapes by annotation has no key for /metrics
     assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
     assert container["livenessProbe"]["httpGet"]["path"] == "/health"
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -91,6 +93,59 @@ def test_prometheus_scrapes_the_server() -> None:
     source = yaml.safe_load((DEPLOY / "grafana-source.yml").read_text())["datasources"][0]
     dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
     assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
+
+
+def image() -> dict[str, str]:
+    """The variables that the image sets."""
+    text = (REPO / "Dockerfile").read_text().replace("\\\n", " ")
+    pairs = (re.findall(r"([A-Z_]+)=(\S+)", line) for line in re.findall(r"^ENV (.*)$", text, re.MULTILINE))
+    return {name: value for found in pairs for name, value in found}
+
+
+def hosts_of(environ: dict[str, str]) -> Hosts:
+    here = {name: value for name, value in environ.items() if not name.endswith("_FILE")}  # files are there
+    return Hosts.of(read_settings({**image(), **here, "QUANTSERVE_ALLOW_NO_KEY": "1"}))
+
+
+def probed() -> str:
+    [host] = re.findall(r"urlopen\('http://([^/]+)/health'", (REPO / "Dockerfile").read_text())
+    return str(host)
+
+
+@pytest.mark.parametrize("service", ["cpu", "gpu"])
+def test_compose_answers_the_hosts_that_it_causes(service: str) -> None:
+    """Prometheus, other containers, the published port and the image's own probe."""
+    [job] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    [target] = job["static_configs"][0]["targets"]
+    own = COMPOSE["services"][service]
+    [published] = [port.rsplit(":", 1)[0] for port in own["ports"]]
+    hosts = hosts_of(own["environment"])
+    for host in (target, f"{service}:8000", service, published, "localhost:8000", probed()):
+        assert hosts.allow([host]), host
+    assert not hosts.allow(["evil.example:8000"])
+
+
+@pytest.mark.parametrize("namespace", ["default", "models"])
+def test_kubernetes_answers_the_hosts_that_it_causes(namespace: str) -> None:
+    """The service by each of its names, and the kubelet's probes, which ask the pod's address."""
+    _, deployment, service = manifests()
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    environ = {
+        entry["name"]: entry.get("value", namespace).replace("$(NAMESPACE)", namespace)
+        for entry in container["env"]
+    }
+    names = [entry["name"] for entry in container["env"]]
+    assert names.index("NAMESPACE") < names.index("QUANTSERVE_ALLOWED_HOSTS")  # only earlier ones are put in
+    [port] = service["spec"]["ports"]
+    hosts, name = hosts_of(environ), service["metadata"]["name"]
+    for end in ("", f".{namespace}", f".{namespace}.svc", f".{namespace}.svc.cluster.local"):
+        assert hosts.allow([name + end])
+        assert hosts.allow([f"{name}{end}:{port['port']}"])
+    assert hosts.allow([f"10.0.0.3:{container['ports'][0]['containerPort']}"])
+    assert not hosts.allow([f"{name}.elsewhere.svc"])
+    scraped = re.search(r"targets: \[(quantserve\.NAMESPACE\S+)\]", (REPO / "docs/deploy.md").read_text())
+    assert scraped is not None
+    assert hosts.allow([scraped[1].replace("NAMESPACE", namespace)])
 
 
 def test_the_systemd_unit(tmp_path: Path) -> None:

@@ -288,3 +288,17 @@ def test_the_worker_ends_when_its_socket_ends_before_it_was_told_what_to_open(he
         ours.sendall(head)
         ours.close()
         assert worker.wait(10) == 0
+
+
+async def test_an_event_loop_that_ends_stops_its_engines_without_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As after a second SIGTERM: all tasks are cancelled."""
+    deaths: list[EngineClient] = []
+    async with engine() as client:
+        client.on_death = deaths.append
+        client._life.cancel()
+        await asyncio.wait({client._life})
+        await until(lambda: client._process.returncode is not None, 5)
+    assert deaths == []
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
