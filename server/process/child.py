@@ -22,12 +22,11 @@ def is_secret(name: str) -> bool:
     return name.upper().removesuffix("S").endswith(SECRET_ENDINGS)
 
 
-def child_environment(environ: Mapping[str, str], *, pulls: bool = False, **changes: str) -> dict[str, str]:
+def child_environment(environ: Mapping[str, str], *, pulls: bool = False) -> dict[str, str]:
     """The environment for a child: our packages can be imported, whatever the working folder, and no secret
     is in it but the hub's token for a child that `pulls`."""
     kept = HUB_TOKENS if pulls else ()
-    clean = {name: value for name, value in environ.items() if name in kept or not is_secret(name)}
-    result = {**clean, **changes}
+    result = {name: value for name, value in environ.items() if name in kept or not is_secret(name)}
     if Path(sysconfig.get_paths()["purelib"]) != ROOT:
         path = environ.get("PYTHONPATH")
         result["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
@@ -42,7 +41,7 @@ def engine_environment(environ: Mapping[str, str], threads: int | None) -> dict[
     changes = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
     if threads is not None:
         changes["OMP_NUM_THREADS"] = str(threads)
-    return child_environment(environ, **changes)
+    return child_environment({**environ, **changes})
 
 
 def die_with(parent: int) -> None:
