@@ -17,7 +17,7 @@ from server.errors import Conflict
 from server.pool.background import in_thread
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
-from server.pool.select import variant_id
+from server.pool.select import is_listed, variant_id
 from server.pool.states import Served
 from server.settings import Settings
 
@@ -57,14 +57,18 @@ def services_of(request: Request) -> Services:
 Using = Annotated[Services, Depends(services_of)]
 
 
-def announce(request: Request, services: Services, name: str) -> str:
-    """The variant that `name` asks for, put into the answer's X-Variant header. Raises UnknownModel."""
+def announce(request: Request, services: Services, name: str) -> None:
+    """The variant that `name` asks for, put into the answer's X-Variant header. Raises UnknownModel.
+
+    One that may not exist is only named once it answers: a refusal does not repeat what it was sent.
+    """
     model, variant = services.pool.named(name)
     chosen = variant_id(model, variant or services.pool.default(model))
     trace = trace_of(request.scope)
-    trace.headers["x-variant"] = chosen
-    trace.late["x-gate"] = lambda: services.pool.gatekeeper.notice(trace.headers["x-variant"])
-    return chosen
+    keeper = services.pool.gatekeeper
+    if variant is None or is_listed(model, variant) or keeper.known(chosen):
+        trace.headers["x-variant"] = chosen
+    trace.late["x-gate"] = lambda: keeper.notice(trace.headers.get("x-variant", ""))
 
 
 def correct(request: Request, served: Served) -> None:
@@ -72,4 +76,5 @@ def correct(request: Request, served: Served) -> None:
     headers = trace_of(request.scope).headers
     if (asked := headers.get("x-variant")) != served.id:
         headers["x-variant"] = served.id
-        headers["x-fallback-for"] = asked or ""
+        if asked is not None:
+            headers["x-fallback-for"] = asked

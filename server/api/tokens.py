@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from server.api.body import json_body
 from server.api.conversation import render
-from server.api.deps import Services, Using, announce
+from server.api.deps import Services, Using, announce, correct
 from server.api.generate import check_tokens
 from server.api.leaving import unless_gone
 from server.api.schema.chat import ChatRequest
@@ -42,7 +42,7 @@ async def tokenize(
     services: Using,
 ) -> Response:
     announce(request, services, body.model)
-    return _json(await unless_gone(request.receive, _tokenized(body, services)))
+    return _json(await unless_gone(request.receive, _tokenized(request, body, services)))
 
 
 @router.post("/detokenize")
@@ -52,7 +52,7 @@ async def detokenize_route(
     services: Using,
 ) -> Response:
     announce(request, services, body.model)
-    return _json(await unless_gone(request.receive, _detokenized(body, services)))
+    return _json(await unless_gone(request.receive, _detokenized(request, body, services)))
 
 
 @router.post("/apply-template")
@@ -68,21 +68,24 @@ async def apply_template(
 async def _applied(request: Request, body: ChatRequest, services: Services) -> AppliedTemplate:
     """What the model would be told by a chat request with this body."""
     async with services.pool.acquire(body.model, wait_s=services.settings.build_wait_s) as lease:
+        correct(request, lease.variant)
         prompt = await asyncio.to_thread(render, body, lease.text)
         tokens = await lease.text.encode_rendered(prompt)
         await name_unused(request, body, lease.text)
     return AppliedTemplate(prompt=prompt, tokens=list(tokens), count=len(tokens))
 
 
-async def _tokenized(body: TokenizeRequest, services: Services) -> Tokenized:
+async def _tokenized(request: Request, body: TokenizeRequest, services: Services) -> Tokenized:
     async with services.pool.acquire(body.model, wait_s=services.settings.build_wait_s) as lease:
+        correct(request, lease.variant)
         tokens = await lease.text.encode(body.content, add_special=body.add_special, parse_special=True)
     return Tokenized(tokens=list(tokens), count=len(tokens))
 
 
-async def _detokenized(body: DetokenizeRequest, services: Services) -> Detokenized:
+async def _detokenized(request: Request, body: DetokenizeRequest, services: Services) -> Detokenized:
     """Control tokens are shown by their text, so that it is the inverse of /tokenize."""
     async with services.pool.acquire(body.model, wait_s=services.settings.build_wait_s) as lease:
+        correct(request, lease.variant)
         check_tokens(body.tokens, lease.text, "tokens")
         return Detokenized(content=detokenize(lease.text.vocabulary, body.tokens, show_control=True))
 

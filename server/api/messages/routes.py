@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from server.api.auth import salt_of
 from server.api.body import json_body
-from server.api.deps import Services, Using, announce
+from server.api.deps import Services, Using, announce, correct
 from server.api.door import answer_stream, answer_whole, new_id
 from server.api.generate import Planner
 from server.api.leaving import unless_gone
@@ -45,11 +45,12 @@ async def count_tokens(
 ) -> Response:
     announce(request, services, body.model)
     plan = planner(chat_of(body), "", "", NAMES)
-    count = await unless_gone(request.receive, _counted(services, body.model, plan))
+    count = await unless_gone(request.receive, _counted(request, services, body.model, plan))
     return Response(msgspec.json.encode(count), media_type="application/json")
 
 
-async def _counted(services: Services, model: str, plan: Planner) -> TokenCount:
+async def _counted(request: Request, services: Services, model: str, plan: Planner) -> TokenCount:
     async with services.pool.acquire(model, wait_s=services.settings.build_wait_s) as lease:
+        correct(request, lease.variant)
         (prompt,) = (await plan(lease)).prompts
     return TokenCount(input_tokens=len(prompt.tokens))

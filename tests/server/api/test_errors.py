@@ -308,3 +308,25 @@ async def test_one_variant_has_one_engine_however_it_is_spelt(http: httpx.AsyncC
         response = await http.post(CHAT, json=chat(model=name))
         assert response.headers["x-variant"] == "toy:q4_0"
     assert len(children()) == 1
+
+
+@pytest.mark.parametrize("variant", ["zqmark", "q6_k", "custom-0123abcd"])
+async def test_no_header_of_a_refusal_names_a_variant_that_is_not_there(
+    http: httpx.AsyncClient, variant: str
+) -> None:
+    name = f"toy:{variant}"
+    message = {"model": name, "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
+    for path, body in (
+        (CHAT, chat(model=name)),
+        (CHAT, chat(model=name, stream=True)),
+        (COMPLETIONS, completion(model=name)),
+        ("/v1/embeddings", {"model": name, "input": "hi"}),
+        ("/v1/messages", message),
+        ("/v1/messages/count_tokens", {"model": name, "messages": message["messages"]}),
+        ("/tokenize", {"model": name, "content": "hi"}),
+        ("/apply-template", chat(model=name)),
+    ):
+        response = await http.post(path, json=body)
+        assert response.status_code == 404, path
+        assert variant not in str(response.headers), path
+        assert variant not in response.text, path
