@@ -20,6 +20,9 @@ from server.api.schema.embeddings import Embedding, EmbeddingList, EmbeddingRequ
 from server.api.share import Share
 from server.errors import ContextTooLong, RequestError, UnsupportedParameter
 from server.pool.states import Lease
+from server.pool.uses import Use
+
+VECTORS: frozenset[Use] = frozenset(("vectors",))
 
 router = APIRouter(tags=["inference"])
 
@@ -36,7 +39,8 @@ async def embeddings(
 
 
 async def _embedded(request: Request, body: EmbeddingRequest, services: Services) -> EmbeddingList:
-    async with services.pool.acquire(body.model, wait_s=services.settings.build_wait_s) as lease:
+    wait_s = services.settings.build_wait_s
+    async with services.pool.acquire(body.model, wait_s=wait_s, uses=VECTORS) as lease:
         correct(request, lease.variant)
         width = _width(body, lease)
         texts = [await _tokens(item, lease) for item in body.input]

@@ -5,8 +5,8 @@ Every door (chat, completions, ...) makes a Plan and formats the parts that come
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from server.api.schema.sampling import Sampling
 from server.api.share import Share
 from server.errors import ContextTooLong, EngineDied, Overloaded, RequestError
 from server.pool.states import Lease, Served
+from server.pool.uses import NONE, Use
 from server.process.inbox import one_by_one
 from server.text.answer import AnswerReader
 from server.text.model import Sampling as Recommended
@@ -145,8 +146,7 @@ class _DiedUnstarted(EngineDied):
 async def _attempt(
     services: Services, name: str, plan: Planner, wait_s: float | None, meter: Meter
 ) -> AsyncGenerator[Part]:
-    async with services.pool.acquire(name, wait_s=wait_s) as lease:
-        planned = await plan(lease)
+    async with _acquired(services, name, plan, wait_s) as (lease, planned):
         requests = _requests(planned, lease)
         refuse_when_full(lease, services.settings.queue_limit)
         tally = Tally(prompt=sum(len(prompt.tokens) for prompt in planned.prompts))
@@ -165,6 +165,30 @@ async def _attempt(
                 raise
             raise _DiedUnstarted(str(error)) from error
         yield tally
+
+
+@asynccontextmanager
+async def _acquired(
+    services: Services, name: str, planner: Planner, wait_s: float | None
+) -> AsyncIterator[tuple[Lease, Plan]]:
+    """Only a plan tells what it asks of an engine. Where that has no memory for it, the plan is made again on
+    one that has."""
+    uses = NONE
+    while True:
+        async with services.pool.acquire(name, wait_s=wait_s, uses=uses) as lease:
+            plan = await planner(lease)
+            uses |= _uses(plan)
+            if uses <= lease.uses:
+                yield lease, plan
+                return
+
+
+def _uses(plan: Plan) -> frozenset[Use]:
+    found: dict[Use, bool] = {
+        "grammar": plan.grammar is not None,
+        "scores": plan.params.prompt_logprobs is not None,
+    }
+    return frozenset(use for use, asked in found.items() if asked)
 
 
 def _requests(plan: Plan, lease: Lease) -> list[Generate]:

@@ -51,6 +51,14 @@ class Shape:
     vocabulary: int
 
 
+def vocabulary(path: Path) -> int:
+    """Tokens; 0 where a file does not say. Raises BadSource, OSError."""
+    file = path / "model.gguf" if path.is_dir() and (path / "model.gguf").exists() else path
+    if file.suffix == ".gguf":
+        return shape_of_gguf(read_header(file)).vocabulary
+    return shape_of_config(read_json(path / "config.json", CONFIG_LIMIT)).vocabulary
+
+
 def estimate(path: Path, holding: Holding, *, gpu: str | None) -> dict[str, int]:
     """Bytes by device. `gpu`: the one that torch would take. Raises BadSource, OSError."""
     if holding.backend.startswith("toy"):

@@ -21,8 +21,10 @@ from server.errors import (
 from server.pool import policy
 from server.pool.loader import Loaded, Loader, LoadFailed, Watch
 from server.pool.memory import Memory, NoRoom
+from server.pool.room import Room
 from server.pool.select import variant_id
 from server.pool.states import LoadState
+from server.pool.uses import NONE, Use
 from server.process.client import EngineClient
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class VariantHost:
         self._unloading: asyncio.Task[None] | None = None
         self._closed = False
         self._retired = False
+        self._room = Room(self.id, memory)
 
     @property
     def loaded(self) -> Loaded | None:
@@ -102,14 +105,14 @@ class VariantHost:
     def refusal(self) -> policy.Refusal | None:
         return policy.refusal(self.history, time.monotonic())
 
-    async def acquire(self, wait_s: float | None) -> Loaded:
-        """Wait for the engine, loading it if need be, and hold it until `release`.
+    async def acquire(self, wait_s: float | None, uses: frozenset[Use] = NONE) -> Loaded:
+        """Wait for the engine, loading it if need be, and hold it until `release`. It has room for `uses`.
 
         Raises ModelLoading after `wait_s`, ModelUnavailable, MemoryBusy, ShuttingDown.
         """
         self._users += 1
         try:
-            return await self._engine(wait_s)
+            return await self._engine(wait_s, uses)
         except BaseException:
             self.release()
             raise
@@ -117,6 +120,7 @@ class VariantHost:
     def release(self) -> None:
         self._users -= 1
         self._idle_since = time.monotonic()
+        self._renew()
         self._plan_unload()
         if not self.busy:
             self._memory.look()
@@ -147,16 +151,22 @@ class VariantHost:
 
     # -- waiting ----------------------------------------------------------------------------------
 
-    async def _engine(self, wait_s: float | None) -> Loaded:
+    async def _engine(self, wait_s: float | None, uses: frozenset[Use]) -> Loaded:
+        self._room.uses |= uses
+        began = time.monotonic()
         limit = math.inf if wait_s is None else time.monotonic() + wait_s
         waited = False
         while True:
             if self._closed:
                 raise ShuttingDown("the server is shutting down")
             left = limit - time.monotonic()
-            if self._loaded is not None:
-                if waited or left <= 0 or not self._memory.yields(self.id):
-                    return self._loaded  # a load serves at least those who waited for it
+            if (loaded := self._loaded) is not None:
+                hurried = waited or left <= 0  # a load serves at least those who waited for it
+                if (hurried or not self._memory.yields(self.id)) and self._allows(loaded, uses):
+                    return loaded
+                if left <= 0 or (uses - loaded.uses and time.monotonic() - began > self._memory.wait_s):
+                    self._room.renews = False
+                    raise self._crowded(NoRoom(f"{self.id} needs memory that other models are using"))
                 await self._step_back(left)
                 continue
             refused = self.refusal()
@@ -169,9 +179,16 @@ class VariantHost:
                 raise self._still_loading()
             waited = True
 
+    def _allows(self, loaded: Loaded, uses: frozenset[Use]) -> bool:
+        try:
+            return self._room.allows(loaded, uses)
+        except NoRoom as error:
+            raise self._crowded(error) from None
+
     async def _step_back(self, seconds: float) -> None:
         """Wait until the engine is unloaded for another, or need not be any more; meanwhile it may be."""
         self._back += 1
+        self._renew()
         self._memory.look()
         try:
             moved = asyncio.ensure_future(self._memory.moved())
@@ -226,7 +243,12 @@ class VariantHost:
             await asyncio.sleep(policy.restart_delay_s(self.history, time.monotonic()))
             try:
                 loaded = await self._loader.load(
-                    self.model, self.name, self.watch, self, patient=self.patient
+                    self.model,
+                    self.name,
+                    self.watch,
+                    self,
+                    patient=self.patient,
+                    uses=self._room.uses,
                 )
             except EngineDied as error:
                 self._died(str(error))
@@ -299,7 +321,13 @@ class VariantHost:
         if self._users == 0:
             self._unload()
 
+    def _renew(self) -> None:
+        if self._room.renews and not self.busy:
+            log.info("%s is unloaded to be loaded with more room", self.id)
+            self._unload()
+
     def _unload(self) -> None:
+        self._room.unloaded()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -15,7 +15,7 @@ from quant.store import Variant, VariantStore
 from server.catalog import Model
 from server.errors import EngineDied, ServerError
 from server.pool.background import in_thread
-from server.pool.estimate import RAM, Holding, estimate
+from server.pool.estimate import RAM, Holding, estimate, vocabulary
 from server.pool.gating import Gatekeeper
 from server.pool.jobs import AWAITED, Jobs
 from server.pool.learned import Learned
@@ -26,6 +26,7 @@ from server.pool.records import Progress
 from server.pool.select import backend_for, find_variant, is_listed, recipe_of, variant_id
 from server.pool.sources import is_hub
 from server.pool.states import LoadState, Served
+from server.pool.uses import ALL, NONE, Use, extra, extras
 from server.process.client import EngineClient
 from server.settings import Settings
 from server.text.model import TextModel
@@ -70,8 +71,18 @@ class Loaded:
     text: TextModel
     held: contextlib.ExitStack  # keeps the variant from being deleted, and its memory reserved
     claim: Claim
-    kind: str  # engines of one kind hold the same
+    kind: str  # engines of one kind hold the same, for the same uses
+    extras: dict[Use, int]  # bytes of RAM that uses would add
     load_s: float
+
+    @property
+    def learned_as(self) -> str:
+        return of_uses(self.kind, self.claim.uses)
+
+    @property
+    def uses(self) -> frozenset[Use]:
+        """What there is room for: uses that take none, too."""
+        return self.claim.uses | (ALL - self.extras.keys())
 
     async def close(self) -> None:
         try:
@@ -99,16 +110,23 @@ class Loader:
         self._gatekeeper = gatekeeper
 
     async def load(
-        self, model: Model, name: str, watch: Watch, tenant: Tenant, *, patient: bool = True
+        self,
+        model: Model,
+        name: str,
+        watch: Watch,
+        tenant: Tenant,
+        *,
+        patient: bool = True,
+        uses: frozenset[Use] = NONE,
     ) -> Loaded:
-        """`patient`: wait for memory that others use.
+        """`patient`: wait for memory that others use. `uses`: what there shall be room for, if it can.
 
         Raises LoadFailed, NoRoom; EngineDied where the engine's process ended while it opened the variant.
         """
         try:
             target = await self._target(model, name, watch)
             watch.state, watch.progress = "loading", None
-            return await self._open(model, target, watch, tenant, patient)
+            return await self._open(model, target, watch, tenant, patient, uses)
         except EngineDied:
             raise
         except (QuantError, ServerError) as error:
@@ -209,19 +227,26 @@ class Loader:
         )
 
     async def _open(
-        self, model: Model, target: Target, watch: Watch, tenant: Tenant, patient: bool
+        self,
+        model: Model,
+        target: Target,
+        watch: Watch,
+        tenant: Tenant,
+        patient: bool,
+        uses: frozenset[Use],
     ) -> Loaded:
         def report(done: float) -> None:
             watch.progress = Progress("load", round(100 * done), 100, "%")
 
         spec = self._spec(model, target)
-        kind, need = await self._need(target, spec)
+        kind, need, sizes, uses = await self._need(target, spec, uses)
         reload_s = self._learned.load_s(kind, sum(need.values()))
         async with contextlib.AsyncExitStack() as undo:
             held = undo.enter_context(contextlib.ExitStack())
             if target.key is not None:
                 held.enter_context(self._store.use(target.key))
             claim = await self._memory.reserve(tenant, need, reload_s, patient=patient)
+            claim.uses = uses
             held.callback(claim.release)
             started = time.monotonic()
             try:
@@ -240,11 +265,15 @@ class Loader:
                 held=held,
                 claim=claim,
                 kind=kind,
+                extras=sizes,
                 load_s=load_s,
             )
 
-    async def _need(self, target: Target, spec: Open) -> tuple[str, dict[str, int]]:
-        """What tells engines of this kind from others, and what they hold. Raises BadSource."""
+    async def _need(
+        self, target: Target, spec: Open, uses: frozenset[Use]
+    ) -> tuple[str, dict[str, int], dict[Use, int], frozenset[Use]]:
+        """What tells engines of this kind from others, what they hold, what uses add, and for which of them
+        there is room on this machine. Raises BadSource."""
         holding = Holding(
             backend=spec.backend,
             context=spec.context or self._settings.default_context,
@@ -253,7 +282,15 @@ class Loader:
         )
         estimated = await in_thread(partial(estimate, target.path, holding, gpu=self._gpu_of(spec)))
         kind = f"{target.served.key} {spec.backend} {spec.context} {spec.parallel} {spec.kv_tokens}"
-        return kind, self._learned.need(kind, estimated)
+        sizes = extras(spec.backend, await in_thread(partial(vocabulary, target.path)))
+        plain = self._learned.need(kind, estimated)
+        if not uses:
+            return kind, plain, sizes, uses
+        wide = {**plain, RAM: plain[RAM] + extra(uses, sizes)}
+        wide = self._learned.need(of_uses(kind, uses), wide)
+        if wide[RAM] > self._memory.budgets[RAM]:
+            return kind, plain, sizes, NONE  # each has its turn, or is told (Room)
+        return kind, wide, sizes, uses
 
     def _gpu_of(self, spec: Open) -> str | None:
         return None if spec.backend == "llama" else self._gpu
@@ -271,6 +308,10 @@ class Loader:
             threads=model.threads,
             options={"deterministic": "true"} if model.deterministic else {},
         )
+
+
+def of_uses(kind: str, uses: frozenset[Use]) -> str:
+    return " ".join([kind, *sorted(uses)])
 
 
 async def _text(engine: EngineClient, path: Path) -> TextModel:

@@ -12,9 +12,10 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from server.pool.policy import Bytes, Tenancy, missing_bytes, victims
+from server.pool.uses import NONE, Use
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Claim:
     tenant: Tenant
     need: Bytes
     reload_s: float
+    uses: frozenset[Use] = NONE  # that there is room for
     used: dict[str, int] = field(default_factory=dict)
     leaving: bool = False
 
@@ -67,6 +69,9 @@ class Claim:
     def release(self) -> None:
         """May be called again."""
         self.memory.released(self)
+
+
+Growth = Literal["granted", "soon", "no"]
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +88,7 @@ class Memory:
     def __init__(self, budgets: Mapping[str, int], *, wait_s: float = WAIT_S) -> None:
         self.budgets = dict(budgets)
         self.evictions: dict[str, int] = {}  # by tenant
-        self._wait_s = wait_s
+        self.wait_s = wait_s
         self._claims: list[Claim] = []
         self._queue: list[_Waiting] = []
         self._yielding: set[str] = set()  # busy ones that shall run out
@@ -115,7 +120,7 @@ class Memory:
         self._queue.append(waiting)
         try:
             self.look()
-            async with asyncio.timeout(self._wait_s):
+            async with asyncio.timeout(self.wait_s):
                 await self._settled(waiting)
         except TimeoutError:
             if not granted.done():
@@ -130,6 +135,23 @@ class Memory:
             self.look()
         return granted.result()
 
+    def grow(self, claim: Claim, extra: Bytes, uses: frozenset[Use]) -> Growth:
+        """More room for an engine that is loaded. "soon": idle ones are going for it; ask again."""
+        missing = missing_bytes(self.budgets, (other.bytes for other in self._claims), extra)
+        if all(amount <= 0 for amount in missing.values()):
+            claim.need = {device: amount + extra.get(device, 0) for device, amount in claim.bytes.items()}
+            claim.uses |= uses
+            return "granted"
+        staying = [other.bytes for other in self._claims if not other.leaving]
+        after = missing_bytes(self.budgets, staying, extra)
+        if all(amount <= 0 for amount in after.values()):
+            return "soon"
+        others = [one for one in self._tenancies() if one.id != claim.tenant.id]
+        if (chosen := victims(others, after)) is None:
+            return "no"
+        self._evict(chosen)
+        return "soon"
+
     async def _settled(self, waiting: _Waiting) -> None:
         """Looks again when nothing happens, too: patience runs out by itself."""
         while not waiting.granted.done():
@@ -141,13 +163,14 @@ class Memory:
         return id in self._yielding
 
     async def moved(self) -> None:
-        """Returns when who has to yield has changed."""
+        """Returns when who has to yield has changed, or when room was given back."""
         await self._moved.wait()
 
     def released(self, claim: Claim) -> None:
         with contextlib.suppress(ValueError):
             self._claims.remove(claim)
         self.look()
+        self._wake()
 
     def measured(self, claim: Claim, used: Mapping[str, int]) -> None:
         """What a tenant really holds. Where that passes the budget, idle ones go."""
@@ -230,8 +253,11 @@ class Memory:
     def _ask_to_yield(self, ids: frozenset[str]) -> None:
         if ids != self._yielding:
             self._yielding = set(ids)
-            self._moved.set()
-            self._moved = asyncio.Event()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
 
 
 def _crowded(tenant: Tenant) -> NoRoom:

@@ -25,6 +25,7 @@ from server.pool.records import Job
 from server.pool.select import built_of, is_listed, may_be_a_variant, variant_id
 from server.pool.situation import situation
 from server.pool.states import EngineState, Lease, ModelState, Served
+from server.pool.uses import NONE, Use
 from server.process.devices import family, gpu_bytes, gpu_totals, held_bytes
 from server.process.memory import machine_memory
 from server.settings import Settings
@@ -117,8 +118,11 @@ class Pool:
         await in_thread(self._store.sweep_locks)  # of builds that were ended
 
     @contextlib.asynccontextmanager
-    async def acquire(self, name: str, *, wait_s: float | None) -> AsyncIterator[Lease]:
-        """Borrow the engine of "model" or "model:variant", which is built and loaded first if need be.
+    async def acquire(
+        self, name: str, *, wait_s: float | None, uses: frozenset[Use] = NONE
+    ) -> AsyncIterator[Lease]:
+        """Borrow the engine of "model" or "model:variant", which is built and loaded first if need be, with
+        room for these uses.
 
         `wait_s` None: for as long as that takes. Raises UnknownModel, ModelLoading, ModelUnavailable,
         MemoryBusy, VariantRejected, ShuttingDown. Where memory is short, a model with `fallback` answers by a
@@ -132,23 +136,29 @@ class Pool:
         smaller = [] if variant or not model.fallback else self._smaller(host)
         host.patient = not smaller
         try:
-            loaded, host = await self._first_with_room([host, *smaller], wait_s)
+            loaded, host = await self._first_with_room([host, *smaller], wait_s, uses)
         except ModelUnavailable:
             self.gatekeeper.require_allowed(model, host.name)  # that may be why
             raise
         try:
-            yield Lease(model=model, variant=loaded.served, engine=loaded.engine, text=loaded.text)
+            yield Lease(
+                model=model,
+                variant=loaded.served,
+                engine=loaded.engine,
+                text=loaded.text,
+                uses=loaded.uses,
+            )
         finally:
             host.release()
 
     async def _first_with_room(
-        self, hosts: Sequence[VariantHost], wait_s: float | None
+        self, hosts: Sequence[VariantHost], wait_s: float | None, uses: frozenset[Use]
     ) -> tuple[Loaded, VariantHost]:
         """The engine of the first host that memory has room for. Raises what the first one did."""
         refused: ServerError | None = None
         for host in hosts:
             try:
-                return await host.acquire(wait_s), host
+                return await host.acquire(wait_s, uses), host
             except (MemoryBusy, ModelUnavailable) as error:
                 if not host.no_room:
                     raise
@@ -305,7 +315,7 @@ class Pool:
                 held = await in_thread(partial(_held, loaded.engine.pid, loaded.claim))
                 if host.loaded is loaded and held.get(RAM):
                     self.memory.measured(loaded.claim, held)
-                    self._learned.add(loaded.kind, dict(loaded.claim.used), loaded.load_s)
+                    self._learned.add(loaded.learned_as, dict(loaded.claim.used), loaded.load_s)
         await in_thread(self._learned.save)
 
     async def _find_built(self) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from server.catalog import Model
 from server.pool.records import Progress
+from server.pool.uses import NONE, Use
 from server.process.client import EngineClient
 from server.text.model import Origin, TextModel
 from server.types import Status
@@ -33,6 +34,7 @@ class Lease:
     variant: Served
     engine: EngineClient
     text: TextModel
+    uses: frozenset[Use] = NONE  # that there is memory for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,14 +21,14 @@ from tests.quant.checkpoints import write_checkpoint
 
 BUDGET = 300_000_000
 CLIENTS = 8
+SHARED = Path(__file__).parents[3] / "shared" / "models" / "chat-34m"
 
 
 def models(tmp_path: Path) -> tuple[str, list[str]]:
     """Two variants of one model of 34 M weights and one of a random model of 45 M."""
     chat = tmp_path / "chat"
-    shared = Path(__file__).parents[3] / "shared" / "models" / "chat-34m"
-    if shared.exists():
-        shutil.copytree(shared, chat)
+    if SHARED.exists():
+        shutil.copytree(SHARED, chat)
     else:
         write_checkpoint(chat, hidden=896, layers=5, dtype="F16")
     write_checkpoint(tmp_path / "random", hidden=1024, layers=5, dtype="F16")  # 47 M weights
@@ -45,6 +45,7 @@ class Clients:
     def __init__(self, server: Server, names: list[str], seconds: float) -> None:
         self.server, self.names = server, names
         self.until = time.monotonic() + seconds
+        self.structured = SHARED.exists()  # the other model has no vocabulary to bound answers by
         self.statuses: Counter[int] = Counter()
         self.waits: list[float] = []
         self.wrong: list[str] = []
@@ -57,20 +58,40 @@ class Clients:
                 self._ask(http, rng)
 
     def _ask(self, http: httpx.Client, rng: random.Random) -> None:
-        name, tokens = rng.choice(self.names), rng.choice((8, 24, 64))
-        body = {"model": name, "prompt": [5, 6, 7], "max_tokens": tokens}
+        path, body = self._question(rng)
         started = time.monotonic()
-        answer = http.post("/v1/completions", json=body)
+        answer = http.post(path, json=body)
         with self._lock:
             self.statuses[answer.status_code] += 1
             if answer.status_code == 200:
                 self.waits.append(time.monotonic() - started)
-                if answer.json()["choices"][0]["finish_reason"] not in ("length", "stop"):
+                if not is_whole(answer):
                     self.wrong.append(answer.text[:300])
             elif answer.status_code != 503 or "retry-after" not in answer.headers:
                 self.wrong.append(f"{answer.status_code} {answer.text[:300]}")
         if answer.status_code == 503:
             time.sleep(min(1.0, float(answer.headers.get("retry-after", 1))))
+
+    def _question(self, rng: random.Random) -> tuple[str, dict[str, object]]:
+        """Of all kinds that an engine holds more memory for than for plain ones."""
+        name, draw = rng.choice(self.names), rng.random()
+        body: dict[str, object] = {"model": name, "prompt": [5, 6, 7], "max_tokens": rng.choice((8, 24, 64))}
+        if draw < 0.1:
+            return "/v1/embeddings", {"model": name, "input": [[5, 6, 7], [8, 9]]}
+        if draw < 0.2:
+            return "/v1/completions", body | {"echo": True, "logprobs": 5, "prompt": [7] * 50}
+        if draw < 0.4:
+            return "/v1/completions", body | {"stream": True}
+        if draw < 0.55 and self.structured:
+            body |= {"model": rng.choice(self.names[:2]), "guided_json": {"type": "object"}}
+        return "/v1/completions", body
+
+
+def is_whole(answer: httpx.Response) -> bool:
+    if "event-stream" in answer.headers["content-type"]:
+        return answer.text.endswith("data: [DONE]\n\n") and '"error"' not in answer.text
+    found = answer.json()
+    return found["object"] == "list" or found["choices"][0]["finish_reason"] in ("length", "stop")
 
 
 @pytest.mark.slow
@@ -82,7 +103,7 @@ def test_eight_clients_on_a_budget(tmp_path: Path) -> None:
             server.post("/quantize", {"model": model, "recipe": recipe})
         until(lambda: all(job["state"] == "done" for job in server.http.get("/quantize").json()["data"]), 120)
         most = 0
-        clients = Clients(server, names, seconds=amount(short=12, full=300))
+        clients = Clients(server, names, seconds=amount(short=75, full=300))
         threads = in_threads(clients.run, CLIENTS)
         while any(thread.is_alive() for thread in threads):
             pids = [pid for child in server.children() for pid in family(child)]

@@ -77,7 +77,7 @@ async def test_who_waits_for_busy_engines_has_its_turn_or_is_told_to_come_back(
 ) -> None:
     monkeypatch.setattr(memory, "PATIENCE_S", 0.2)
     pool = pool_with(tmp_path / "cache", int(1.5 * TOY), toy(gguf, "a"), toy(gguf, "b"))
-    pool.memory._wait_s = 1.0
+    pool.memory.wait_s = 1.0
     await pool.start()
     try:
         hold = asyncio.Event()
@@ -86,7 +86,7 @@ async def test_who_waits_for_busy_engines_has_its_turn_or_is_told_to_come_back(
         with pytest.raises(MemoryBusy) as caught:
             await ask(pool, "b")
         assert caught.value.retry_after
-        pool.memory._wait_s = 60.0
+        pool.memory.wait_s = 60.0
         waiting = asyncio.create_task(ask(pool, "b"))
         await until(lambda: pool.memory.yields("a:q4_0"), 30)
         late = asyncio.create_task(ask(pool, "a"))  # must not keep b waiting for ever
@@ -131,10 +131,10 @@ async def test_a_smaller_variant_answers_where_the_default_has_no_room(
         using = asyncio.create_task(ask(pool, "m:q8_0", small))
         await until(lambda: [engine.served.id for engine in pool.engines()] == ["m:q8_0"], 20)
         assert await ask(pool, "m") == "m:q8_0"  # at once, though f32 was asked for
-        pool.memory._wait_s = 0.3
+        pool.memory.wait_s = 0.3
         with pytest.raises(MemoryBusy):
             await ask(pool, "m:f32")  # a variant that is named is never replaced
-        pool.memory._wait_s = 60.0
+        pool.memory.wait_s = 60.0
         small.set()
         await using
         assert await ask(pool, "m") == "m:f32"
