@@ -1,12 +1,14 @@
 """What is known of variants, for administrators: their reports, and which of them answers to a bare name."""
 
 from functools import partial
+from pathlib import Path
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import Struct
+from msgspec.structs import replace
 
-from quant.measure.report import Judged, as_html, as_json, report_of
+from quant.measure.report import Judged, Report, as_html, as_json, report_of
 from server.api.deps import Services, Using
 from server.catalog import Model
 from server.errors import NotFound, RequestError
@@ -28,11 +30,19 @@ class Promotion(Struct, frozen=True, kw_only=True):
 async def report(variant: str, request: Request, services: Using) -> Response:
     """A page for browsers, JSON for everybody else."""
     model, subject, others = await _known(services, variant)
-    found = report_of(model.id, subject, others, model.id)
+    found = _placeless(report_of(model.id, subject, others, model.id))
     if "text/html" in request.headers.get("accept", ""):
         page = await in_thread(partial(as_html, found, others))  # with pictures, which takes a second
         return Response(page, media_type="text/html")
     return Response(as_json(found), media_type="application/json")
+
+
+def _placeless(found: Report) -> Report:
+    """Of a folder of this machine the name alone: administrators need not be users of it."""
+    source = found.source
+    if source.id.startswith("/"):
+        source = replace(source, id=Path(source.id).name)
+    return replace(found, source=source)
 
 
 @router.post("/admin/variants/{variant}/promote")

@@ -24,6 +24,7 @@ from quant.store import VariantStore
 from server.catalog import Model
 from server.errors import Conflict, DiskFull, ShuttingDown, UnknownJob
 from server.pool.background import in_thread
+from server.pool.hidden import without_source
 from server.pool.kinds import KINDS, Place
 from server.pool.lanes import Lane
 from server.pool.ledger import Ledger, LedgerError
@@ -342,6 +343,7 @@ class Jobs:
 
     def watched(self, id: str, report: BuildReport) -> None:
         """How far a job is. Written down whether or not anybody looks."""
+        report = replace(report, notes=tuple(self._placeless(id, note) for note in report.notes))
         record = self._records[id]
         progress = Progress(report.stage, report.done, report.total, report.unit) if report.stage else None
         job = replace(record.job, progress=progress, key=report.variant or record.job.key)
@@ -349,11 +351,14 @@ class Jobs:
         self._story.progress(id, report)
 
     def said(self, id: str, lines: Sequence[str]) -> None:
-        """Paths of this machine stay on it."""
-        hidden = [(str(self._settings.cache), "<cache>"), (self._records[id].source, "<source>")]
-        for path, name in hidden:
-            lines = [line.replace(path, name) if path.startswith("/") else line for line in lines]
-        self._story.log(id, lines)
+        self._story.log(id, [self._placeless(id, line) for line in lines])
+
+    def _placeless(self, id: str, text: str) -> str:
+        """Paths of this machine stay on it, and names of sources with those who have models.yaml."""
+        record = self._records[id]
+        return without_source(
+            text.replace(str(self._settings.cache), "<cache>"), record.source, record.revision
+        )
 
     def _conclude(self, id: str, answer: BuildAnswer) -> None:
         if answer.error is not None:
@@ -370,6 +375,8 @@ class Jobs:
         self._finish(id, "done")
 
     def _finish(self, id: str, state: State, *, error: Problem | None = None) -> None:
+        if error is not None:
+            error = replace(error, message=self._placeless(id, error.message))
         self._change(id, state=state, error=error, finished=time.time())
         self._prune()
         job = self._records[id].job

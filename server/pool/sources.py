@@ -4,9 +4,11 @@ import asyncio
 from functools import partial
 from pathlib import Path
 
+from quant.errors import BadSource
 from quant.source import Source, open_source
 from server.catalog import Model
 from server.pool.background import in_thread
+from server.pool.hidden import without_source
 
 
 def is_hub(model: Model) -> bool:
@@ -34,10 +36,15 @@ class Sources:
         return self._known.get((model.source, model.revision))
 
     async def _open(self, name: tuple[str, str | None]) -> Source:
+        """What is wrong is told to those who ask for the model, without its place."""
         ref, revision = name
-        return await in_thread(
-            partial(open_source, ref, cache=self._cache, revision=revision, local_only=True)
-        )
+        opening = partial(open_source, ref, cache=self._cache, revision=revision, local_only=True)
+        try:
+            return await in_thread(opening)
+        except BadSource as error:
+            if ref.startswith("/") and not Path(ref).exists():
+                raise BadSource("its source is not on this machine any more") from error
+            raise type(error)(without_source(str(error), ref, revision)) from error
 
     def _opened(self, name: tuple[str, str | None], task: "asyncio.Task[Source]") -> None:
         del self._opening[name]

@@ -82,6 +82,8 @@ async def test_a_rejected_variant_is_refused_with_its_figures(tmp_path: Path, so
         assert found["command"] == "quantserve measure m --variants q8_0 --again --texts 8 --ctx 1024"
         assert (found["gate"]["max_kl"], found["gate"]["max_kl_p99"]) == (0.3, None)
         page = await http.get("/admin/report/m:q8_0", headers={"accept": "text/html"})
+        assert found["source"]["id"] == source.name
+        assert not [path for path in (tmp_path, tmp_path.resolve()) if str(path) in str(found) + page.text]
         assert "rejected" in page.text
         assert page.headers["content-type"].startswith("text/html")
         for variant in ("m:q6_k", "x:y"):
