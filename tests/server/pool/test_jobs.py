@@ -197,7 +197,7 @@ async def test_what_cannot_be_built_is_refused_before_there_is_a_job(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = jobs_of(tmp_path / "cache")
-    with pytest.raises(RequestError, match="no folder or file"):
+    with pytest.raises(RequestError, match="not on this machine any more"):
         await jobs.submit(Model(id="gone", source=str(tmp_path / "gone")), F16)
     monkeypatch.setattr(VariantStore, "free_bytes", lambda _: 1000)
     with pytest.raises(DiskFull):
