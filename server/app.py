@@ -41,18 +41,21 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_signal = on_signal
+        self._signalled = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """After a signal, further ones change nothing while the process ends, or its end would look a crash."""
         handled = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in handled}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self._signalled else handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signalled = True
         self.force_exit = self.should_exit
         self.should_exit = True
         self._on_signal()

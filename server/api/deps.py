@@ -34,6 +34,8 @@ class Services:
     read_catalog: Callable[[], Catalog] | None = None  # models.yaml again; None: nothing to read
     started: int = field(default_factory=lambda: int(time.time()))  # Unix time, for `created`
 
+    began: float = field(default_factory=time.monotonic)  # the same by a clock that nobody sets
+
     @property
     def catalog(self) -> Catalog:
         return self.pool.catalog

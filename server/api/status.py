@@ -59,7 +59,7 @@ async def admin_status(services: Using) -> Response:
     held = pool.memory.held
     report = StatusReport(
         version=own_version(),
-        uptime_s=round(time.time() - services.started, 1),
+        uptime_s=round(time.monotonic() - services.began, 1),
         models=[
             ModelStatus(id=state.model.id, variant=state.variant, state=state.state, error=state.error)
             for state in pool.states()

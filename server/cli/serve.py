@@ -95,7 +95,9 @@ def serve(  # noqa: PLR0913, PLR0917  one an option
         catalog = read_catalog()
     except CatalogError as error:
         stop(*error.problems, code=2)
-    if reason := cannot_bind(settings.host, settings.port) or cannot_cache(settings.cache):
+    if reason := (
+        cannot_encrypt(settings) or cannot_bind(settings.host, settings.port) or cannot_cache(settings.cache)
+    ):
         stop(reason)
     from server.app import run
 
@@ -152,6 +154,24 @@ def cannot_bind(host: str, port: int) -> str | None:
             probe.bind(address)
     except OSError as error:
         return f"cannot listen on {host} port {port}: {(error.strerror or str(error)).lower()}"
+    return None
+
+
+def cannot_encrypt(settings: "Settings") -> str | None:
+    """Why the certificate and its key cannot be used, or None. A pass phrase is asked of nobody."""
+    if settings.tls_certificate is None:
+        return None
+    import ssl
+
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
+    except (OSError, ValueError) as error:  # of ssl's, too
+        what = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        return (
+            "QUANTSERVE_TLS_CERTIFICATE and QUANTSERVE_TLS_KEY are no PEM files of a certificate and its key "
+            f"without a pass phrase ({str(what).replace('_', ' ').lower()})"
+        )
     return None
 
 

@@ -141,9 +141,11 @@ class Ledger:
         return self.folder / f"{id}.progress"
 
     def remove_progress(self, id: str) -> None:
+        """Where it cannot be removed (a cache that is read-only now), the next start does it."""
         name = self.progress(id).name
         for path in (self.folder / name, *self.folder.glob(f".{name}.*")):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     # -- the file ---------------------------------------------------------------------------------
 

@@ -1,12 +1,16 @@
 """Probes, metrics, the list of models, tokens."""
 
 import asyncio
+import signal
+import time
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.app import Server
 from tests.server.api.support import CHAT, application, chat, client
 from tests.server.pool.support import toy, write_gguf
 
@@ -153,3 +157,30 @@ async def test_the_time_in_the_queue_is_that_until_a_slot(http: httpx.AsyncClien
     whole = await metric(http, "e2e_request_latency_seconds_sum")
     queued = await metric(http, "request_queue_time_seconds_sum")
     assert 0.2 * whole < queued < whole
+
+
+async def test_a_clock_that_is_set_does_not_change_the_uptime(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 0.0)
+        status = (await http.get("/admin/status")).json()
+    assert 0 <= status["uptime_s"] < 60
+
+
+def test_signals_after_the_last_answer_do_not_make_the_end_a_crash() -> None:
+    """From then on until the process has ended nobody handles them."""
+    server = Server(uvicorn.Config("unused:app"), lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with server.capture_signals():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with server.capture_signals():
+            signal.raise_signal(signal.SIGTERM)
+        assert server.should_exit
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)

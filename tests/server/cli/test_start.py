@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from server.cli.serve import cannot_encrypt
+from server.settings import Settings
 from tests.server.cli.conftest import REPO, Cli, command, environment
 
 HEAVY = {"rich", "yaml", "msgspec", "fastapi", "uvicorn", "numpy", "gguf", "tokenizers", "huggingface_hub"}
@@ -166,3 +168,25 @@ def test_a_cache_that_cannot_be_written_is_one_line(cli: Cli, tmp_path: Path) ->
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert "cannot write to the cache" in line
+
+
+def test_tls_files_that_do_not_go_together_are_one_line_and_exit_1(cli: Cli, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+            + ["-subj", "/CN=localhost", "-keyout", f"{name}.key", "-out", f"{name}.pem"],
+            cwd=tmp_path,
+            capture_output=True,
+            check=True,
+        )
+    (tmp_path / "bad.pem").write_text("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
+    for certificate, key in (("bad.pem", "a.key"), ("a.pem", "bad.pem"), ("a.pem", "b.key")):
+        files = {"QUANTSERVE_TLS_CERTIFICATE": certificate, "QUANTSERVE_TLS_KEY": key}
+        done = cli("serve", REPO / "models" / "tiny-chat", **files)
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(
+            "quantserve: QUANTSERVE_TLS_CERTIFICATE and QUANTSERVE_TLS_KEY are no PEM files"
+        )
+        assert done.returncode == 1
+    good = Settings(tls_certificate=tmp_path / "a.pem", tls_key=tmp_path / "a.key")
+    assert cannot_encrypt(good) is None

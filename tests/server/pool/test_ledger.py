@@ -1,5 +1,6 @@
 """The list of jobs on disk: whole after a kill, shared between servers, bounded, and bad files set aside."""
 
+import errno
 import os
 import signal
 import sqlite3
@@ -135,3 +136,24 @@ def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     ledger._open().execute("PRAGMA query_only = 1")
     with pytest.raises(LedgerError, match="readonly"):
         ledger.save(record("b"))
+
+
+def test_a_progress_file_that_cannot_be_removed_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache became read-only while the server ran."""
+    ledger = Ledger(tmp_path)
+    ledger.save(record("a", "done", 1.0))
+    ledger.progress("a").write_text("{}")
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        ledger.remove_progress("a")
+        ledger.remove("a")
+    assert ledger.find("a") is None
+    ledger.remove_progress("a")
+    assert not ledger.progress("a").exists()
+    ledger.close()
