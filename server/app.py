@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """After a signal, further ones change nothing while the process ends, or its end would look a crash."""
+        """After a signal, further ones change nothing while the process ends: it is no crash."""
         handled = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in handled}
         try:
