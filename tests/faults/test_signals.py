@@ -67,6 +67,19 @@ def test_a_signal_in_the_middle_of_a_stream_and_a_build(tmp_path: Path, signals:
     told(f"R9: {signals} SIGTERM within a stream and a build: ended after {took:.1f} s, nothing left")
 
 
+@pytest.mark.parametrize("after_s", [0.05, 0.35, 0.6])
+def test_a_second_signal_at_any_moment_ends_it_with_0(tmp_path: Path, after_s: float) -> None:
+    """Also between the server's end and the process's, where Python would die of it."""
+    with serving(tmp_path, toy_models(tmp_path)) as server:
+        server.post(COMPLETIONS, SHORT)
+        children = server.children()
+        for _ in range(2):
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(after_s)
+        assert server.process.wait(20) == 0
+        until(lambda: not any(alive(pid) for pid in children), 10)
+
+
 def refused(server: Server) -> bool:
     """A connection that was open gets 503, a new one none."""
     try:
