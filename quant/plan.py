@@ -91,10 +91,12 @@ def sizes(source: Source, recipe: GgufRecipe) -> Sizes:
 
 
 def require_room(source: Source, recipe: Recipe, store: VariantStore) -> None:
-    """Raises DiskFull where the cache's disk cannot hold the build; deletes nothing."""
+    """Raises DiskFull where the cache's disk cannot hold the build; deletes only what is in quarantine."""
     total = room_bytes(source, recipe)
     held = folder_bytes(store.scratch(variant_key(source, recipe)))
     free = store.free_bytes()
+    if total - held > free and store.clear_quarantine():
+        free = store.free_bytes()
     if total - held > free:
         raise DiskFull(f"the build needs {total - held:,} bytes, but {free:,} are free")
 

@@ -2,6 +2,7 @@
 
 <cache>/variants/<key>/   published; a folder without a manifest does not exist
 <cache>/scratch/<key>/    a build that is running or was interrupted
+<cache>/quarantine/<key>/ a damaged variant, kept for a week to be looked at; never found, never counted
 <cache>/locks/            present only while held
 <cache>/digests.json      sha256 of files that were read before
 """
@@ -41,6 +42,8 @@ class Variant:
 
 
 class Unfinished(NamedTuple):
+    """Of an interrupted build, or in quarantine."""
+
     key: str
     bytes: int
     mtime: float  # seconds since the epoch
@@ -52,6 +55,7 @@ class VariantStore:
         self.max_bytes = max_bytes
         self._variants = cache / "variants"
         self._scratch = cache / "scratch"
+        self._quarantine = cache / "quarantine"
         self._locks = cache / "locks"
 
     def find(self, key: str) -> Variant | None:
@@ -71,6 +75,18 @@ class VariantStore:
     def damaged(self) -> tuple[str, ...]:
         """Keys of published folders that `find` does not accept."""
         return tuple(key for key in self._keys() if self.find(key) is None)
+
+    def is_damaged(self, key: str) -> bool:
+        """Whether something is published under the key that `find` does not accept."""
+        return self._folder(key).is_dir() and self.find(key) is None
+
+    def quarantined(self) -> tuple[Unfinished, ...]:
+        """Damaged variants that were taken out of service, with the time of that."""
+        found: list[Unfinished] = []
+        for folder in _folders(self._quarantine):
+            with suppress(FileNotFoundError):  # another process has just removed it
+                found.append(Unfinished(folder.name, folder_bytes(folder), folder.stat().st_mtime))
+        return tuple(found)
 
     def unfinished(self) -> tuple[Unfinished, ...]:
         """Builds that run or were interrupted."""
@@ -100,15 +116,40 @@ class VariantStore:
 
     def delete(self, key: str) -> None:
         """Remove a variant, whole or damaged. Raises UnknownVariant, VariantInUse."""
+        with self._claimed(key) as folder:
+            trash = self._set_aside(folder)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def quarantine(self, key: str) -> None:
+        """Take a damaged variant out of service, and keep its files in place of those that were kept before
+        under the same key. Raises UnknownVariant, VariantInUse."""
+        self.clear_quarantine(key)
+        with self._claimed(key) as folder:
+            make_folder(self._quarantine)
+            os.utime(folder)  # the time is counted from now
+            folder.rename(self._quarantine / key)
+            sync_folder(folder.parent)
+            sync_folder(self._quarantine)
+
+    def clear_quarantine(self, key: str | None = None) -> bool:
+        """Remove what is in quarantine, of this key or all. False: there was nothing."""
+        kept = [one.key for one in self.quarantined() if key in (None, one.key)]
+        for name in kept:
+            with suppress(FileNotFoundError):  # another process was quicker
+                shutil.rmtree(self._set_aside(self._quarantine / name), ignore_errors=True)
+        return bool(kept)
+
+    @contextmanager
+    def _claimed(self, key: str) -> Iterator[Path]:
+        """A variant's folder while nobody uses it. Raises UnknownVariant, VariantInUse."""
         folder = self._folder(key)
         try:
             with claim_folder(folder):
-                trash = self._set_aside(folder)
+                yield folder
         except FileNotFoundError as error:
             raise UnknownVariant(f"there is no variant {key}") from error
         except BlockingIOError as error:
             raise VariantInUse(f"variant {key} is being served") from error
-        shutil.rmtree(trash, ignore_errors=True)
 
     @contextmanager
     def use(self, key: str) -> Iterator[Variant]:
@@ -150,6 +191,8 @@ class VariantStore:
             raise DiskFull(f"{needed:,} bytes do not fit the cache's limit of {self.max_bytes:,}")
         variants = self.list()
         excess = sum(variant.manifest.bytes for variant in variants) + needed - self.max_bytes
+        if excess + sum(one.bytes for one in self.quarantined()) > 0:
+            self.clear_quarantine()
         for variant in variants:
             if excess <= 0:
                 return
@@ -167,12 +210,16 @@ class VariantStore:
         return shutil.disk_usage(folder).free
 
     def sweep(self, max_age_s: float = 7 * DAY_S) -> None:
-        """Remove old scratch, scratch of published variants, and what killed processes left behind."""
+        """Remove old scratch, scratch of published variants, what was long in quarantine, and what killed
+        processes left behind."""
         for folder in _folders(self._scratch):
             if not _KEY.fullmatch(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
             elif self.find(folder.name) or _newest(folder) < time.time() - max_age_s:
                 self.discard_scratch(folder.name)
+        for one in self.quarantined():
+            if one.mtime < time.time() - max_age_s:
+                self.clear_quarantine(one.key)
         DigestMemo(self.cache).sweep()
         self.sweep_locks()
 

@@ -24,7 +24,7 @@ SHORTEST_KEY = 4
 class Row:
     """One thing in the cache, as `ls --json` prints it."""
 
-    state: Literal["built", "unfinished", "damaged"]
+    state: Literal["built", "unfinished", "damaged", "quarantined"]
     key: str
     id: str | None = None  # source's base name and recipe; only a manifest knows them
     bytes: int | None = None
@@ -41,7 +41,7 @@ def list_variants(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: a JSON list.")] = False,
     cache: Cache = None,
 ) -> None:
-    """List built variants, builds that were not finished, and damaged folders."""
+    """List built variants, builds that were not finished, and damaged folders, those in quarantine too."""
     rows = rows_of(_store(cache))
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
@@ -56,12 +56,15 @@ def remove(
     names: Annotated[list[str], typer.Argument(metavar="KEY|ID...", help="Key, its beginning, or an id.")],
     cache: Cache = None,
 ) -> None:
-    """Remove variants (or the rest of unfinished builds) from the cache."""
+    """Remove variants, the rest of unfinished builds, and what is in quarantine from the cache."""
     store = _store(cache)
     rows = rows_of(store)
     for row in [one_of(rows, name) for name in names]:
-        if row.state != "unfinished":
+        if row.state == "quarantined":
+            store.clear_quarantine(row.key)
+        elif row.state != "unfinished":
             store.delete(row.key)
+            store.clear_quarantine(row.key)
         elif not store.discard_scratch(row.key):
             stop(f"{row.key} is being built right now")
         typer.echo(f"removed {row.id or row.state} {row.key}")
@@ -76,7 +79,7 @@ def verify(
     from quant.errors import DamagedVariant
 
     store = _store(cache)
-    rows = [row for row in rows_of(store) if row.state != "unfinished"]
+    rows = [row for row in rows_of(store) if row.state in ("built", "damaged")]
     damaged = 0
     for row in [one_of(rows, name) for name in names] if names else rows:
         try:
@@ -110,7 +113,11 @@ def rows_of(store: "VariantStore") -> list[Row]:
         for variant in store.list()
     ]
     damaged = [Row(state="damaged", key=key, last_used=0.0) for key in store.damaged()]
-    return built + damaged + [_unfinished(store, one) for one in store.unfinished()]
+    quarantined = [
+        Row(state="quarantined", key=one.key, bytes=one.bytes, last_used=one.mtime)
+        for one in store.quarantined()
+    ]
+    return built + damaged + quarantined + [_unfinished(store, one) for one in store.unfinished()]
 
 
 def _unfinished(store: "VariantStore", one: "Unfinished") -> Row:
@@ -122,7 +129,8 @@ def one_of(rows: list[Row], name: str) -> Row:
     """The row with this id, key or beginning of a key; ends the command where it is none or several."""
     is_key = len(name) >= SHORTEST_KEY and re.fullmatch("[0-9a-f]+", name)
     found = [row for row in rows if row.id == name or (is_key and row.key.startswith(name))]
-    match found:
+    of_keys = {row.key: row for row in reversed(found)}  # of what has one key the first: what is built
+    match list(of_keys.values()):
         case [row]:
             return row
         case []:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from quant.errors import BadSource, DamagedVariant, QuantError
+from quant.errors import BadSource, QuantError
 from quant.ready import own_format
 from quant.source import Source
 from quant.store import Variant, VariantStore
@@ -17,6 +17,7 @@ from server.errors import EngineDied, ServerError
 from server.pool.background import in_thread
 from server.pool.estimate import RAM, Holding, estimate, vocabulary
 from server.pool.gating import Gatekeeper
+from server.pool.intact import intact_variant
 from server.pool.jobs import AWAITED, Jobs
 from server.pool.learned import Learned
 from server.pool.memory import Claim, Memory, Tenant
@@ -166,19 +167,7 @@ class Loader:
             raise
 
     async def _intact(self, source: Source | None, name: str) -> Variant | None:
-        return None if source is None else await in_thread(partial(self._check, source, name))
-
-    def _check(self, source: Source, name: str) -> Variant | None:
-        """The variant of that name, hashed if it was not since the machine started; a damaged one goes."""
-        variant = find_variant(self._store, source, name)
-        if variant is None:
-            return None
-        try:
-            return self._store.ensure_intact(variant.key)
-        except DamagedVariant as error:
-            log.error("%s; it is removed and built anew", error)
-            self._store.delete(variant.key)
-            return None
+        return None if source is None else await in_thread(partial(intact_variant, self._store, source, name))
 
     async def _build(self, model: Model, name: str, watch: Watch) -> None:
         recipe = recipe_of(name)

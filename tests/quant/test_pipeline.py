@@ -255,6 +255,16 @@ def test_no_room_is_said_before_anything_is_written(
     assert left(cache) == []
 
 
+def test_what_is_in_quarantine_makes_room_for_a_build(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, recipe, store = open_source(str(model), cache=cache), parse_recipe("q4_k_m"), VariantStore(cache)
+    store.quarantine(publish(store, KEYS[0]).key)
+    monkeypatch.setattr(VariantStore, "free_bytes", lambda self: 10**3 if self.quarantined() else 10**9)
+    require_room(source, recipe, store)
+    assert store.quarantined() == ()
+
+
 def start(cache: Path, model: Path) -> Builder:
     command = [sys.executable, "-c", BUILDER, str(cache), str(model)]
     builder = subprocess.Popen(

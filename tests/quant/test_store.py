@@ -309,3 +309,56 @@ def test_deleting_while_others_start_using(store: VariantStore) -> None:
         for thread in threads:
             thread.join()
         assert broken == []
+
+
+def damaged(store: VariantStore, mark: str) -> None:
+    (publish(store, KEY).path / "model.gguf").write_text(mark)
+    store.quarantine(KEY)
+
+
+def test_a_variant_in_quarantine_is_kept_and_not_found(store: VariantStore) -> None:
+    for mark in ("one", "another"):
+        damaged(store, mark)
+        assert (store.list(), store.find(KEY), store.damaged(), store.unfinished()) == ([], None, (), ())
+        with pytest.raises(UnknownVariant), store.use(KEY):
+            pass
+    (kept,) = store.quarantined()
+    assert (kept.key, time.time() - kept.mtime < 60) == (KEY, True)
+    assert (store.cache / "quarantine" / KEY / "model.gguf").read_text() == "another"  # the newest alone
+    publish(store, KEY)
+    assert [variant.key for variant in store.list()] == [KEY]
+    assert store.clear_quarantine(OTHER) is False
+    assert store.clear_quarantine(KEY) is True
+    assert files_in(store.cache) == files_of(KEY)
+
+
+def test_a_variant_in_use_is_not_put_into_quarantine(store: VariantStore) -> None:
+    publish(store, KEY)
+    with store.use(KEY), pytest.raises(VariantInUse):
+        store.quarantine(KEY)
+    assert store.quarantined() == ()
+    with pytest.raises(UnknownVariant):
+        store.quarantine(OTHER)
+
+
+def test_a_sweep_empties_the_quarantine_after_a_week(store: VariantStore) -> None:
+    damaged(store, "one")
+    store.sweep()
+    assert len(store.quarantined()) == 1
+    old = time.time() - 7 * DAY_S - 60
+    os.utime(store.cache / "quarantine" / KEY, (old, old))
+    store.sweep()
+    assert store.quarantined() == ()
+    assert files_in(store.cache) == []
+
+
+def test_room_for_a_variant_is_made_of_the_quarantine_first(store: VariantStore) -> None:
+    size = publish(store, OTHER).manifest.bytes
+    damaged(store, "x" * size)
+    small = VariantStore(store.cache, max_bytes=4 * size)
+    small.make_room(size)
+    assert len(store.quarantined()) == 1
+    small = VariantStore(store.cache, max_bytes=2 * size)
+    small.make_room(size)
+    assert store.quarantined() == ()
+    assert [variant.key for variant in store.list()] == [OTHER]

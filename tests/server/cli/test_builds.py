@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from quant.store import VariantStore
 from tests.quant.checkpoints import write_checkpoint
 from tests.server.cli.conftest import Cli, command, environment
 
@@ -217,8 +218,11 @@ def test_verify_and_rm(cli: Cli, cache: Path, tmp_path: Path) -> None:
     assert [row["state"] for row in listed(cli, mine)] == ["damaged"]
     assert cli("variants", "verify", "--cache", mine).stdout.startswith(f"damaged - {key}: ")
 
+    VariantStore(mine).quarantine(key)
+    assert [row["state"] for row in listed(cli, mine)] == ["quarantined"]
+    assert cli("variants", "verify", "--cache", mine).stdout == ""
     gone = cli("variants", "rm", key[:8], "--cache", mine)
-    assert (gone.returncode, gone.stdout) == (0, f"removed damaged {key}\n")
+    assert (gone.returncode, gone.stdout) == (0, f"removed quarantined {key}\n")
     assert listed(cli, mine) == []
     again = cli("variants", "rm", key, "--cache", mine)
     assert again.returncode == 1

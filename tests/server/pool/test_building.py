@@ -88,7 +88,9 @@ async def test_cancelling_the_job_tells_those_who_wait_for_it(cache: Path, tiny_
         assert pool.states()[0].state == "failed"
 
 
-async def test_a_damaged_variant_is_never_served_but_built_anew(cache: Path, model: Model) -> None:
+async def test_a_damaged_variant_is_never_served_but_built_anew(
+    cache: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
     async with running(cache, model) as pool:
         await served(pool, "m")
     (variant,) = VariantStore(cache).list()
@@ -99,6 +101,22 @@ async def test_a_damaged_variant_is_never_served_but_built_anew(cache: Path, mod
         assert await served(pool, "m") == "m:f16"
         assert weights.read_bytes() == original
         assert [job.outcome for job in pool._jobs.list()] == ["built", "built"]
+    kept = cache / "quarantine" / variant.key / "model.gguf"
+    assert kept.read_bytes() == original[:-1] + bytes([original[-1] ^ 1])
+    assert "it is put into quarantine and built anew" in caplog.text
+
+
+async def test_what_is_no_whole_variant_goes_into_quarantine_too(
+    cache: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(cache, model) as pool:
+        await served(pool, "m")
+    (variant,) = VariantStore(cache).list()
+    (variant.path / "manifest.json").write_text("{")
+    async with running(cache, model) as pool:
+        assert await served(pool, "m") == "m:f16"
+    assert (cache / "quarantine" / variant.key / "manifest.json").read_text() == "{"
+    assert "it is put into quarantine and built anew" in caplog.text
 
 
 async def test_a_variant_in_use_cannot_be_deleted_and_one_unloaded_can(cache: Path, model: Model) -> None:
