@@ -29,7 +29,7 @@ from quant.safetensors_header import read_header as read_safetensors
 from quant.source import open_source
 from quant.store import VariantStore
 from tests.quant.checkpoints import TEMPLATE, config_of, write_checkpoint, write_json
-from tests.quant.variants import files_in
+from tests.quant.variants import KEYS, files_in, publish
 
 ROOT = Path(__file__).parents[2]
 BUILDER = """
