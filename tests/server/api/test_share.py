@@ -121,13 +121,15 @@ async def test_nothing_is_begun_for_a_client_that_left(tmp_path: Path, watch: Wa
 async def test_two_such_requests_leave_room_in_the_queue(
     tmp_path: Path, watch: Watch, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 24 texts four are with the engine, which has four slots: nobody waits in its queue of one."""
+    """Of 24 texts three are with the engine, which has four slots: one is free for others."""
     monkeypatch.setattr(EngineClient, "requests", property(lambda _: watch.running))
     async with serving(tmp_path, queue_limit=1) as http:
         watch.stuck.clear()
         large = [asyncio.create_task(http.post(path, json=body(path))) for _ in range(2)]
-        while watch.running < 2 * SHARE:
+        while watch.running < SHARE + 1:
             await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert watch.running == SHARE + 1  # the later one has one text under way
         small = asyncio.create_task(http.post(COMPLETIONS, json=completion()))
         await asyncio.sleep(0.05)
         watch.stuck.set()
@@ -147,3 +149,14 @@ async def test_many_texts_for_a_full_queue_are_refused_before_the_stream(
             assert refused.status_code == 503
             assert int(refused.headers["retry-after"]) >= 1
             assert error_of(refused)["code"] == "overloaded"
+
+
+@both
+async def test_beside_a_busy_engine_the_texts_go_one_by_one_and_all_go(
+    tmp_path: Path, watch: Watch, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EngineClient, "requests", property(lambda _: watch.running + SHARE))
+    async with serving(tmp_path) as http:
+        answer = await http.post(path, json=body(path))
+    assert answer.status_code == 200
+    assert (watch.begun, watch.most) == (len(TEXTS), 1)
