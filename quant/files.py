@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from quant.errors import BadSource, DiskFull
 
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # the disk's, or a quota's
 _unshown: ContextVar[bool] = ContextVar("unshown", default=False)
 
 
@@ -79,7 +78,7 @@ def disk_full_is_typed() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFull("the disk of the cache is full") from error
         raise
 

@@ -275,8 +275,9 @@ class Loader:
         plain = self._learned.need(kind, estimated)
         if not uses:
             return kind, plain, sizes, uses
-        wide = {**plain, RAM: plain[RAM] + extra(uses, sizes)}
-        wide = self._learned.need(of_uses(kind, uses), wide)
+        ram = plain[RAM] + extra(uses, sizes)  # at least: not all that had the room made use of it
+        seen = self._learned.need(of_uses(kind, uses), {RAM: ram})
+        wide = {**plain, RAM: max(ram, seen[RAM])}
         if wide[RAM] > self._memory.budgets[RAM]:
             return kind, plain, sizes, NONE  # each has its turn, or is told (Room)
         return kind, wide, sizes, uses

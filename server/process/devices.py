@@ -19,13 +19,24 @@ def held_bytes(pids: Iterable[int]) -> int:
 
 
 def family(pid: int) -> list[int]:
-    """The process and all that descend from it."""
+    """The process and all that descend from it and run a program of their own.
+
+    A child that is just being started (vfork) still has its parent's whole memory, and would count it again.
+    """
     found = [pid]
     for parent in found:  # grows while it is read
+        own = command_line(parent)
         with contextlib.suppress(OSError):
             for path in Path(f"/proc/{parent}/task").glob("*/children"):
-                found += map(int, path.read_text().split())
+                found += [child for child in map(int, path.read_text().split()) if command_line(child) != own]
     return found
+
+
+def command_line(pid: int) -> bytes:
+    """Empty for a process that has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def _pss(pid: int) -> int:

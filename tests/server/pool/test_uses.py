@@ -144,3 +144,19 @@ def test_what_uses_take_grows_with_the_vocabulary() -> None:
     assert 50 * MIB < small["grammar"] < large["grammar"] < 100 * MIB
     assert small["scores"] < large["scores"] == 128 * MIB
     assert extras("torch", 16_384).keys() == {"grammar"}
+
+
+async def test_room_that_was_not_used_is_not_taken_for_what_the_use_takes(tmp_path: Path, gguf: Path) -> None:
+    """An engine that had it and was not asked so held little, and says nothing of the next one."""
+    pool = pool_with(tmp_path / "cache", 3 * TOY, toy(gguf, "a"))
+    await pool.start()
+    try:
+        await ask(pool, "a", GRAMMAR)
+        (loaded,) = [host.loaded for host in pool._hosts.values()]
+        assert loaded is not None
+        pool._learned.add(loaded.learned_as, {"ram": TOY // 2}, 1.0)
+        pool._hosts["a:q4_0"].evict()
+        await ask(pool, "a", GRAMMAR)
+        assert pool.memory.held["ram"] == TOY + TOY // 2
+    finally:
+        await pool.close(grace_s=0)
