@@ -17,6 +17,7 @@ BANDS: Mapping[int, float] = {16: 0.002, 8: 0.002, 6: 0.006, 5: 0.015, 4: 0.075}
 FEWEST_BITS = min(BANDS)  # fewer promise nothing, and are held to what these promise before they are good
 METHOD_BITS: Mapping[str, int] = {"nf4": 4, "fp4": 4, "int8": 8, "smoothquant": 8, "copy": 16}
 ROWS_WORSE = 3.0  # times as far as its matrix a row may be
+STRANGERS = 5  # that are named
 DOUBT = 2.0  # standard errors
 MORE_LOOPS = 0.25  # share of greedy answers that repeat themselves, above the source's own
 
@@ -55,6 +56,8 @@ def _beyond(found: Measurement, gate: Gate) -> Iterator[str]:
     if not found.finite:
         yield "the model computes NaN or infinity"
         return
+    if found.strange:
+        yield f"not the source's: {', '.join(found.strange[:STRANGERS])}"
     yield from _not_the_sources(found, gate)
     doubt = 0.0 if found.complete else DOUBT
     ratio, band = found.ppl_ratio, _band(found) if (found.bits or 0) >= FEWEST_BITS else None

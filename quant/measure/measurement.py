@@ -170,6 +170,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     speed: Speed | None = None
     blocks: tuple[Block, ...] = ()
     rounding: Rounding | None = None
+    strange: tuple[str, ...] = ()  # what lies beside the weights and is not the source's
     worst: tuple[Worst, ...] = ()
     machine: str = ""
     versions: dict[str, str] = {}

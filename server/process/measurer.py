@@ -66,6 +66,7 @@ async def measure(order: MeasureOrder, reporter: Reporter) -> Measurement:
                 report=reporter.progress,
                 blocks=partial(_blocks, order, maker.files, variant),
                 compared=partial(compared, source, maker.files, variant),
+                strange=partial(strangers, source, maker.files, variant),
             )
             found = await measuring.run(partial(write_measurement, variant.path))
         write_measurement(variant.path, found)
@@ -78,6 +79,15 @@ def _blocks(order: MeasureOrder, source: Path, variant: Variant, tokens: Sequenc
 
     with suppress(ModuleNotFoundError):
         return block_errors(source, variant.path, tokens, order.threads)
+    return ()
+
+
+def strangers(source: Source, reference: Path, variant: Variant) -> tuple[str, ...]:
+    """What beside the weights is not the source's; nothing where the source cannot be read so."""
+    from quant.measure.beside import strange
+
+    with suppress(BadSource):
+        return strange(source, reference, variant.path)
     return ()
 
 

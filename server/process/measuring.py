@@ -82,7 +82,9 @@ class Measuring:
     compared: Callable[[], Rounding | None]
     shards: list[Shard] = field(default_factory=list)
     parts: list[Comparison] = field(default_factory=list)
+    strange: Callable[[], tuple[str, ...]] = tuple
     rounding: Rounding | None = None
+    strangers: tuple[str, ...] = ()
     finite: bool = True
     complete: bool = False
     began: float = field(default_factory=time.monotonic)
@@ -92,6 +94,7 @@ class Measuring:
         """`save` is called with what is known so far, whenever that is more than before."""
         async with AsyncExitStack() as stack:
             await self._prepare()
+            self.strangers = await asyncio.to_thread(self.strange)
             self.rounding = await asyncio.to_thread(self.compared)
             asker = await self._start(stack)
             await self._distances(asker, save)
@@ -211,6 +214,7 @@ class Measuring:
             ppl_ratio=ratio(change),
             texts=by_text(found),
             rounding=self.rounding,
+            strange=self.strangers,
             machine=machine(),
             versions=versions(*PACKAGES),
             taken=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,6 +1,7 @@
 """Variants broken on purpose, in ways that hashes do not show: the manifest is written anew."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,21 @@ def change_tensors(folder: Path, change: Callable[[dict[str, Any]], None]) -> No
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
     _rehash(folder, path.name, path.read_bytes())
+
+
+def change_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    data = change((folder / name).read_bytes())
+    (folder / name).write_bytes(data)
+    _rehash(folder, name, data)
+
+
+def swap_tokens(data: bytes) -> bytes:
+    """Of a tokenizer.json: two words exchange their numbers."""
+    tokenizer = json.loads(data)
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[600:602]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    return json.dumps(tokenizer).encode()
 
 
 def _tensors(folder: Path) -> tuple[GgufTensor, ...]:

@@ -25,7 +25,7 @@ from server.pool.promoting import Promoter
 from server.settings import Settings
 from server.types import Generate, SamplingParams
 from tests.conftest import build
-from tests.quant.measure.breaking import swap_scales, zero_block
+from tests.quant.measure.breaking import change_file, swap_scales, swap_tokens, zero_block
 from tests.server.pool.support import children
 
 TEXT = list(range(300, 360))
@@ -99,6 +99,15 @@ async def test_four_bits_that_are_broken_are_rejected_too(cache: Path, tiny_chat
         harm(folder)
         await require_rejected(cache, model, "max_times_rounding")
         (folder / "model.gguf").write_bytes(whole)
+
+
+@pytest.mark.slow
+async def test_a_variant_with_another_tokenizer_is_rejected(cache: Path, tiny_chat: Path) -> None:
+    """Every answer would be garbage, and no divergence shows it: tokens are asked for by number."""
+    model = tiny(tiny_chat, "q4_0")
+    folder = build(cache, tiny_chat, "q4_0")
+    change_file(folder, "tokenizer.json", swap_tokens)
+    await require_rejected(cache, model, r"not the source's: tokenizer\.json")
 
 
 async def require_rejected(cache: Path, model: Model, why: str = "max_times_band") -> None:
