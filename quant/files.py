@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from quant.errors import BadSource, DiskFull
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # the disk's, or a quota's
 _unshown: ContextVar[bool] = ContextVar("unshown", default=False)
 
 
@@ -78,7 +79,7 @@ def disk_full_is_typed() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in NO_ROOM:
             raise DiskFull("the disk of the cache is full") from error
         raise
 

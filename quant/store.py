@@ -7,6 +7,7 @@
 <cache>/digests.json      sha256 of files that were read before
 """
 
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from quant.files import disk_full_is_typed, folder_bytes, make_folder, sync_file
 from quant.locks import claim_folder, lock_file, share_folder, try_lock_file
 from quant.manifest import MANIFEST, FileRecord, Manifest, encode_manifest, read_manifest
 
+log = logging.getLogger(__name__)
 DAY_S = 86_400.0
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TRASH = ".trash"  # ending of folders in scratch that are being removed
@@ -239,8 +241,11 @@ class VariantStore:
                 shutil.rmtree(self._set_aside(folder), ignore_errors=True)  # damaged, or `find` had found it
             self.make_room(manifest.bytes)
             staged.rename(folder)
-        sync_folder(folder.parent)
-        sync_folder(staged.parent)
+        try:
+            sync_folder(folder.parent)
+            sync_folder(staged.parent)
+        except OSError as error:  # the variant is whole and in use from here on
+            log.warning("variant %s: its name may not survive a power cut: %s", key, error.strerror)
         return Variant(key, folder, manifest)
 
     def scratch(self, key: str) -> Path:

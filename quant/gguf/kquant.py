@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quant.errors import BadRecipe, BuildFailed, DiskFull
+from quant.errors import BadRecipe, BuildFailed, DiskFull, QuantError
+from quant.files import NO_ROOM
 from quant.ggml import FILE_TYPES, FLOAT_TYPES, TENSOR_TYPES
 from quant.gguf.header import read_header
 from quant.gguf.imatrix import Importance, read_imatrix
 from quant.gguf.native import Log, captured, library
+from quant.gguf.outcome import STREAM, Errno, asked, is_whole
 from quant.recipe import GgufRecipe
 
 STEP = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")  # llama.cpp says so before each tensor
 BUFFER = 512 * 2**20  # bytes of a tensor's rows in memory at once; the result is the same for any size
-FULL = 2**20  # bytes free on a disk that is as good as full
+FULL = 2**20  # bytes that a disk takes which is not full
+CUT = "the file that it wrote is cut short"
 FUNCTION = re.compile(r"^\w+: (failed to quantize: )?")
 UNFIT = ("imatrix", "importance matrix", "no tensor type fallback")  # the recipe is wrong, not llama.cpp
 
@@ -45,12 +48,23 @@ def quantize(
         if match := STEP.match(piece):
             progress(int(match[1]), int(match[2]))
 
+    native, error = library(), Errno()
     with captured(step) as log:
-        code = library().llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
-    if code:
-        room = os.statvfs(target.parent)
+        code = native.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
+        met = error.of_disk()
+    if code or not is_whole(target):
+        reason = _reason(log, (source, target)) if code else CUT
+        failure = _failure(reason, recipe, met or _asked(reason, source, target))
         target.unlink(missing_ok=True)
-        raise _failure(log, recipe, (source, target), room.f_bavail * room.f_frsize)
+        raise failure
+
+
+def _asked(reason: str, source: Path, target: Path) -> int:
+    """The disk's answer where a write failed, and nothing else."""
+    if STREAM not in reason and reason != CUT:
+        return 0
+    written = target.stat().st_size if target.exists() else 0
+    return asked(target.parent, max(FULL, source.stat().st_size - written))
 
 
 def _tensor_names(source: Path) -> tuple[str, ...]:
@@ -96,14 +110,16 @@ def _matrices(importance: Importance) -> list[tuple[Any, ...]]:
     ]
 
 
-def _failure(
-    log: Log, recipe: GgufRecipe, paths: Sequence[Path], free: int
-) -> BadRecipe | BuildFailed | DiskFull:
-    reason = _reason(log, paths)
+def _failure(reason: str, recipe: GgufRecipe, error: int) -> QuantError:
+    """`error`: errno of the disk, or 0."""
     if any(word in reason for word in UNFIT):
         return BadRecipe(f"{recipe.type}: {reason}")
-    if free < FULL:
+    if error in NO_ROOM:
         return DiskFull("the disk of the cache is full")
+    if error:
+        return BuildFailed(f"the build failed: {os.strerror(error)}")
+    if STREAM in reason:
+        reason = "a file could not be written"
     return BuildFailed(f"llama.cpp could not make {recipe.type}: {reason}")
 
 

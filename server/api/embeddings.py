@@ -43,8 +43,9 @@ async def _embedded(request: Request, body: EmbeddingRequest, services: Services
     async with services.pool.acquire(body.model, wait_s=wait_s, uses=VECTORS) as lease:
         correct(request, lease.variant)
         width = _width(body, lease)
-        texts = [await _tokens(item, lease) for item in body.input]
         refuse_when_full(lease, services.settings.queue_limit)
+        texts = [await _tokens(item, lease) for item in body.input]
+        refuse_when_full(lease, services.settings.queue_limit)  # others came meanwhile
         vectors = await _vectors(lease, texts)
     count = sum(map(len, texts))
     return EmbeddingList(

@@ -148,7 +148,7 @@ async def _attempt(
 ) -> AsyncGenerator[Part]:
     async with _acquired(services, name, plan, wait_s) as (lease, planned):
         requests = _requests(planned, lease)
-        refuse_when_full(lease, services.settings.queue_limit)
+        refuse_when_full(lease, services.settings.queue_limit)  # others came while the plan was made
         tally = Tally(prompt=sum(len(prompt.tokens) for prompt in planned.prompts))
         meter.begin(lease.variant, tally.prompt)
         runs = [_run(lease, planned, request, index, tally, meter) for index, request in enumerate(requests)]
@@ -176,6 +176,7 @@ async def _acquired(
     uses = NONE
     while True:
         async with services.pool.acquire(name, wait_s=wait_s, uses=uses) as lease:
+            refuse_when_full(lease, services.settings.queue_limit)  # before anything is rendered or tokenized
             plan = await planner(lease)
             uses |= _uses(plan)
             if uses <= lease.uses:

@@ -99,6 +99,8 @@ def serve(  # noqa: PLR0913, PLR0917  one an option
         cannot_encrypt(settings) or cannot_bind(settings.host, settings.port) or cannot_cache(settings.cache)
     ):
         stop(reason)
+    if reasons := cannot_open(catalog):
+        stop(*reasons)
     from server.app import run
 
     run(settings, catalog, follow=Loading(settings).follow, read_catalog=read_catalog)
@@ -143,6 +145,28 @@ def _label(path: Path) -> str:
     """Short where the file is below the working folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def cannot_open(catalog: "Catalog") -> list[str]:
+    """A line for each model that nothing here can open: a library is missing, or a GPU. Imports none."""
+    from quant.recipe import parse_recipe
+    from server.backends import registry
+    from server.errors import RequestError
+
+    reasons = []
+    for model in catalog.models:
+        try:
+            if model.backend != "auto":
+                reason = registry.load(model.backend).probe()
+            elif model.default in model.variants:
+                reason = registry.for_format(parse_recipe(model.default).format).probe()
+            else:  # served as it is; what that needs its files say, which may not be here yet
+                reason = None
+        except RequestError as error:
+            reason = str(error)
+        if reason:
+            reasons.append(f"{model.id} cannot be served here: {reason}")
+    return reasons
 
 
 def cannot_bind(host: str, port: int) -> str | None:

@@ -1,18 +1,25 @@
-"""A disk that fails: `python -m tests.faults.disk MODEL FOLDER ERROR` builds a variant again and again.
+"""A disk that fails, at one point of a build after the other:
+`python -m tests.faults.disk MODEL FOLDER ERROR POINTS EVERY`.
 
-Each time one more file operation succeeds, until the build ends well. ERROR is ENOSPC, EIO or EROFS. Faults
-come where a build opens a file for writing, renames, makes a folder or syncs.
+ERROR is ENOSPC, EDQUOT, EIO or EROFS. Each time EVERY more POINTS succeed, until none is left to fail:
+`operations`, from then on, where a build opens a file for writing, renames, makes a folder or syncs; or one
+of its `writes`, be it of Python or of native code, for which writing/writing.c is preloaded.
+
+Printed are how many builds failed, and how many ended well all the same.
 """
 
+import ctypes
 import errno
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quant.errors import QuantError
+from quant.errors import DiskFull, QuantError
+from quant.files import NO_ROOM
 from quant.pipeline import build_variant
 from quant.progress import ignore
 from quant.recipe import parse_recipe
@@ -21,6 +28,7 @@ from quant.store import VariantStore
 from tests.quant.killed import ending, fork
 
 CHANGES = frozenset({"os.rename", "os.mkdir", "os.truncate"})
+UNMET, FAILED, WRONG, WELL = 0, 3, 4, 5
 
 
 class Faults:
@@ -62,40 +70,69 @@ def build(model: str, cache: Path) -> None:
     build_variant(source, parse_recipe("q8_0"), VariantStore(cache), progress=ignore, threads=1)
 
 
-def attempt(model: str, cache: Path, code: int, left: int) -> None:
-    """Ends with 0 where the build ended well, 3 where it failed by one clear error."""
-    faults = Faults(cache, code)
-    faults.install()
+class Writes:
+    """One write below `cache` fails after `left` others, whoever makes it."""
+
+    def __init__(self, cache: Path, code: int) -> None:
+        self.cache, self.code, self.left = cache, code, 0
+        self._native = ctypes.CDLL(os.environ["LD_PRELOAD"])
+
+    def install(self) -> None:
+        self._native.writing_arm(os.fsencode(self.cache), ctypes.c_long(self.left), self.code)
+
+    @property
+    def met(self) -> bool:
+        return bool(self._native.writing_met())
+
+
+def attempt(model: str, cache: Path, code: int, left: int, points: str) -> None:
+    """Ends with UNMET, WELL or FAILED; else the error was not told as what it is."""
+    faults = Writes(cache, code) if points == "writes" else Faults(cache, code)
     faults.left = left
+    faults.install()
     try:
         build(model, cache)
     except (QuantError, OSError) as error:
-        os._exit(3 if faults.met and "\n" not in str(error) else 4)
-    os._exit(0)
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        os._exit(FAILED if faults.met and is_clear(error, code) else WRONG)
+    os._exit(WELL if faults.met else UNMET)
 
 
-def main(model: str, folder: Path, name: str) -> None:
-    code, failures = getattr(errno, name), 0
-    old = folder / "old"
-    build(model, old)
-    [kept] = VariantStore(old).list()
-    for left in range(1000):
-        cache = folder / str(left)
-        status = ending(fork(partial(attempt, model, cache, code, left)))
-        store = VariantStore(cache)
-        assert status in (0, 3), status
-        assert store.damaged() == ()
-        for variant in store.list():
-            store.verify(variant.key)
-        if status == 0:
-            break
-        failures += 1
+def is_clear(error: Exception, code: int) -> bool:
+    if "\n" in str(error):
+        return False
+    return isinstance(error, DiskFull) if code in NO_ROOM else os.strerror(code) in str(error)
+
+
+def one(model: str, folder: Path, code: int, left: int, points: str) -> int:
+    """How a build with a fault ended. What it left is whole, and the next build ends well."""
+    cache = folder / str(left)
+    status = ending(fork(partial(attempt, model, cache, code, left, points)))
+    store = VariantStore(cache)
+    assert status in (UNMET, WELL, FAILED), (left, status)
+    assert store.damaged() == ()
+    assert len(store.list()) == (status != FAILED)
+    for variant in store.list():
+        store.verify(variant.key)
+    if status == FAILED:
         assert sum(one.bytes for one in store.unfinished()) == 0
-        assert ending(fork(partial(build, model, cache))) == 0  # there is room again
-        [again] = VariantStore(cache).list()
-        assert again.manifest == kept.manifest
-    sys.stdout.write(f"{failures}\n")
+    assert ending(fork(partial(build, model, cache))) == 0
+    [again] = store.list()
+    [kept] = VariantStore(folder / "old").list()
+    assert again.manifest == kept.manifest
+    return status
+
+
+def main(model: str, folder: Path, name: str, points: str, every: str) -> None:
+    build(model, folder / "old")
+    endings = Counter[int]()
+    for left in range(0, 1000, int(every)):
+        status = one(model, folder, getattr(errno, name), left, points)
+        endings[status] += 1
+        if status == UNMET:
+            break
+    sys.stdout.write(f"{endings[FAILED]} {endings[WELL]}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

@@ -116,6 +116,7 @@ def test_three_crashes_are_quarantine_and_other_models_never_notice(tmp_path: Pa
         assert calm.ends == []
 
 
+@pytest.mark.slow
 def test_three_models_take_turns_in_room_for_two(tmp_path: Path) -> None:
     """R24: loaded, unloaded and evicted, with no leak, never beyond the budget, no answer cut."""
     text = toy_models(tmp_path, "a", "b", "c", parallel=2, preload="false")

@@ -163,6 +163,7 @@ def pulled(home: Path, remote: Path) -> bool:
     return all((snapshot / name).read_bytes() == (remote / name).read_bytes() for name in names)
 
 
+@pytest.mark.slow
 def test_a_killed_server_goes_on_with_two_builds_and_a_pull(tmp_path: Path, hub: FakeHub) -> None:
     """The hub breaks a third of its answers off; the server is killed at random moments of the work."""
     rng = random.Random(8)

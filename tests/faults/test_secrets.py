@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.faults.servers import COMPLETIONS, REPO, Server, serving, toy_models, until
+from tests.faults.servers import COMPLETIONS, REPO, Server, amount, serving, toy_models, until
 from tests.quant.checkpoints import write_checkpoint
 
 MARKERS = 200
@@ -44,23 +44,40 @@ def marked(rng: random.Random, server: Server, mark: str) -> None:
             http.get(f"/v1/models/{mark}", headers={"Last-Event-ID": mark})
 
 
+def told_to_operators(server: Server) -> str:
+    """Metrics, every /admin/* and /quantize answer, and all that is kept of each job."""
+    paths = ["/metrics", "/admin/status", "/admin/report/toy", "/quantize", "/v1/models"]
+    for job in server.http.get("/quantize").json()["data"]:
+        paths += [f"/quantize/{job['id']}{part}" for part in ("", "/log", "/events")]
+    return "".join(server.http.get(path, headers={"Last-Event-ID": "0"}).text for path in paths)
+
+
 def test_no_marker_appears_anywhere(tmp_path: Path) -> None:
     rng, answers = random.Random(21), list[httpx.Response]()
     marks = [f"mark{secrets.token_hex(8)}" for _ in range(MARKERS)]
     keys = tmp_path / "keys"
     keys.write_text(f"{marks[0]}\n")
-    with serving(tmp_path, toy_models(tmp_path, parallel=4), QUANTSERVE_LOG_FORMAT="json") as server:
+    text = toy_models(tmp_path, parallel=4)
+    text += f"  m: {{source: {write_checkpoint(tmp_path / 'model')}, variants: [f16], context: 64}}\n"
+    with serving(tmp_path, text, QUANTSERVE_LOG_FORMAT="json") as server:
         server.http.event_hooks["response"] = [answers.append]
         for mark in marks:
             marked(rng, server, mark)
+        ask = {"model": "m", "recipe": "q8_0"}
+        job = server.post("/quantize", ask, headers={"X-Request-Id": "same", "X-Other": marks[1]}).json()[
+            "id"
+        ]
+        until(lambda: server.http.get(f"/quantize/{job}").json()["state"] == "done", 60)
         flood = b"x" * 1_000_000
         before = server.log.stat().st_size
         for _ in range(3):
             with contextlib.suppress(httpx.TransportError):  # closed in the middle
-                server.http.post(COMPLETIONS, content=iter([flood] * 70))
+                server.http.post(COMPLETIONS, content=iter([flood] * amount(short=70, full=200)))
         assert server.log.stat().st_size - before < 10_000
-        errors = "".join(answer.text for answer in answers if answer.status_code >= 400 and answer.read())
-        seen = server.log.read_text() + server.http.get("/metrics").text + errors
+        refused = [answer for answer in answers if answer.status_code >= 400]
+        errors = "".join(answer.text for answer in refused if answer.read())
+        heads = "".join(f"{name}: {value}\n" for answer in refused for name, value in answer.headers.items())
+        seen = server.log.read_text() + told_to_operators(server) + errors + heads.lower()
         listening = subprocess.run(["ss", "-lntp"], capture_output=True, text=True, check=False).stdout
         ports = {line.split()[3] for line in listening.splitlines() if f"pid={server.process.pid}," in line}
     assert [mark for mark in marks if mark in seen] == []

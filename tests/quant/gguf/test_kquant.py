@@ -1,7 +1,9 @@
 """Quantizing: every type, types by tensor, importance matrices, and reasons of failures in one line."""
 
+import os
+import resource
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from quant.errors import BadRecipe, BuildFailed
 from quant.ggml import NEED_IMATRIX
 from quant.gguf.imatrix import read_imatrix
 from quant.gguf.kquant import quantize
+from quant.gguf.native import library
+from quant.gguf.outcome import Errno
 from quant.recipe import GGUF_PRESETS, GgufRecipe
 from tests.quant.gguf.support import checkpoint, converted, llama_greedy, llama_logits, reference, worst
 
@@ -243,3 +247,43 @@ def test_a_watcher_that_gives_up_is_heard(bases: Callable[[str], Path], tmp_path
         quantize(
             bases("stories260K"), tmp_path / "out.gguf", GGUF_PRESETS["q4_0"], progress=give_up, threads=1
         )
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process grows beyond 2 MiB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["errno", "asked"])
+def test_a_write_that_fails_is_told_by_its_error(
+    bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool, request: Any
+) -> None:
+    """Where errno says nothing any more, the disk is asked."""
+    base = bases("tiny-chat")
+    request.getfixturevalue("small_files")
+    if not known:
+        monkeypatch.setattr(Errno, "of_disk", lambda _: 0)
+    with pytest.raises(BuildFailed, match="the build failed: File too large"):
+        quantized(base, tmp_path / "any.gguf", GGUF_PRESETS["q8_0"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_cut_short_is_noticed(
+    bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native, target = library(), tmp_path / "any.gguf"
+
+    def cut(*arguments: Any) -> int:
+        assert native_quantize(*arguments) == 0
+        os.truncate(target, target.stat().st_size - 100)
+        return 0
+
+    native_quantize = native.llama_model_quantize
+    monkeypatch.setattr(native, "llama_model_quantize", cut)
+    with pytest.raises(BuildFailed, match="q8_0: the file that it wrote is cut short"):
+        quantized(bases("tiny-chat"), target, GGUF_PRESETS["q8_0"])
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """What the command line refuses, how, and how fast; nothing here starts a server."""
 
+import os
 import resource
 import socket
 import subprocess
@@ -168,6 +169,41 @@ def test_a_cache_that_cannot_be_written_is_one_line(cli: Cli, tmp_path: Path) ->
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert "cannot write to the cache" in line
+
+
+MISSING = [
+    ("llama_cpp", "auto", "q4_k_m", "llama-cpp-python is not installed"),
+    ("torch", "auto", "nf4", "torch is not installed"),
+    ("torch", "bitsandbytes", "nf4", "torch is not installed"),
+]
+
+
+@pytest.mark.parametrize(("library", "backend", "variant", "reason"), MISSING)
+def test_a_missing_library_is_one_line_and_exit_1(
+    cli: Cli, tmp_path: Path, library: str, backend: str, variant: str, reason: str
+) -> None:
+    """As it is where it was never installed: nobody finds it, and importing it fails."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{library!r}] = None\n")
+    source = REPO / "models" / "tiny-chat"
+    (tmp_path / "models.yaml").write_text(
+        f"models:\n  m: {{source: {source}, variants: [{variant}], backend: {backend}}}\n"
+    )
+    before = children_cpu_s()
+    done = cli("serve", PYTHONPATH=f"{tmp_path}{os.pathsep}{REPO}")
+    assert children_cpu_s() - before < 5
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("quantserve: m cannot be served here: ")
+    assert reason in line
+    assert done.returncode == 1
+
+
+def test_a_gpu_that_is_not_there_is_one_line_and_exit_1(cli: Cli) -> None:
+    arguments = ("--recipe", "nf4", "--device", "cuda")
+    done = cli("quantize", REPO / "models" / "tiny-chat", *arguments, CUDA_VISIBLE_DEVICES="")
+    *_, line = done.stderr.splitlines()
+    assert line == "quantserve: tiny-chat:nf4: there is no CUDA device here"
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
 
 
 CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
