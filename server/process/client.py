@@ -208,8 +208,12 @@ class EngineClient:
             del self._inboxes[command.id]
 
     def _send(self, command: Command) -> None:
-        """Never waits: the engine reads in a thread of its own, and the API bounds what can be asked."""
-        self._writer.write(frame(command))
+        """Never waits: the engine reads in a thread of its own, and the API bounds what can be asked.
+
+        Between an engine's end and `_bury` nobody takes it, and writing would be an error of ours.
+        """
+        if not self._writer.is_closing():
+            self._writer.write(frame(command))
 
     def _hold(self, id: str, on: bool) -> None:
         if not self.dead:

@@ -13,6 +13,7 @@ from tests.faults.servers import (
     COMPLETIONS,
     ENDLESS,
     SHORT,
+    TINY,
     Server,
     amount,
     percentile,
@@ -119,6 +120,42 @@ def test_slow_peers_do_not_slow_others(tmp_path: Path) -> None:
         if full:
             until(lambda: closed(random.Random(7).choice(half)), 45, pause_s=0.5)
             assert time.monotonic() - opened < 45
+
+
+@pytest.mark.slow
+def test_slow_peers_do_not_slow_others_of_llama(tmp_path: Path) -> None:
+    """R7: eight slots; what nobody reads is computed to its short end, and then costs nothing."""
+    heads, bodies, streams = amount(50, 1000), amount(25, 500), amount(8, 64)
+    fields = f"source: {TINY}, variants: [q4_k_m], context: 512, threads: 1, preload: true"
+    unread = json.dumps({**ENDLESS, "max_tokens": amount(20, 200), "stream": True}).encode()
+    with (
+        serving(tmp_path, f"models:\n  toy: {{{fields}}}\n") as server,
+        contextlib.ExitStack() as held,
+    ):
+        latencies(server, 20)
+        idle = latencies(server, amount(50, 200))
+        opened = time.monotonic()
+        for data, count in (
+            (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-", heads),
+            (request(COMPLETIONS, unread, cut=20), bodies),
+            (request(COMPLETIONS, unread), streams),
+        ):
+            for _ in range(count):
+                held.enter_context(server.send(data))
+        meanwhile = latencies(server, 20)
+        until(server.is_idle, 240, pause_s=0.5)
+        over = time.monotonic()
+        busy = latencies(server, amount(50, 200))
+    slowest = percentile(busy, 0.99)
+    told(
+        f"R7 llama: {heads} heads, {bodies} bodies, {streams} unread streams, computed within "
+        f"{over - opened:.1f} s; p50 {1000 * percentile(idle, 0.5):.0f} ms idle, "
+        f"{1000 * percentile(meanwhile, 0.5):.0f} meanwhile, {1000 * percentile(busy, 0.5):.0f} after it; "
+        f"p99 {1000 * percentile(idle, 0.99):.0f}, {1000 * percentile(meanwhile, 0.99):.0f}, "
+        f"{1000 * slowest:.0f}"
+    )
+    assert percentile(meanwhile, 0.99) < amount(short=20, full=2)
+    assert slowest <= (max(2 * percentile(idle, 0.99), 0.3) if amount(0, 1) else 5)
 
 
 def test_streams_that_nobody_reads_make_way_and_are_closed(tmp_path: Path) -> None:

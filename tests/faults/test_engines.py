@@ -14,6 +14,7 @@ from tests.faults.servers import (
     COMPLETIONS,
     ENDLESS,
     SHORT,
+    TINY,
     Server,
     amount,
     in_threads,
@@ -30,17 +31,17 @@ STREAMS = 64
 class Streams:
     """Endless ones that have begun; `ends` holds what each got and when it ended."""
 
-    def __init__(self, server: Server, count: int, model: str = "toy") -> None:
+    def __init__(self, server: Server, count: int, model: str = "toy", max_tokens: int = 50_000) -> None:
         self.ends: list[tuple[str, float]] = []
         self.begun = threading.Semaphore(0)
-        self.server, self.model = server, model
+        self.server = server
+        self.body = {**ENDLESS, "model": model, "max_tokens": max_tokens, "stream": True}
         self.threads = in_threads(self._read, count)
 
     def _read(self, _: int) -> None:
-        body = {**ENDLESS, "model": self.model, "stream": True}
         text = ""
         try:
-            with httpx.stream("POST", f"{self.server.url}{COMPLETIONS}", json=body, timeout=60) as got:
+            with httpx.stream("POST", f"{self.server.url}{COMPLETIONS}", json=self.body, timeout=120) as got:
                 for part in got.iter_text():
                     if not text:
                         self.begun.release()
@@ -89,6 +90,40 @@ def test_an_engine_killed_with_64_streams_open(tmp_path: Path) -> None:
         assert worst_end < 2, worst_end
         assert worst_ready < 10, worst_ready
         told(f"R4: {rounds} kills: streams end after {worst_end:.2f} s, ready after {worst_ready:.2f} s")
+
+
+@pytest.mark.slow
+def test_an_engine_of_llama_killed_while_most_wait(tmp_path: Path) -> None:
+    """R4: streams that had begun end soon, the next engine answers the others and whoever comes new."""
+    waiting, rounds = amount(short=16, full=STREAMS), amount(short=1, full=6)
+    text = f"models:\n  toy: {{source: {TINY}, variants: [q4_k_m], context: 512, parallel: 8, threads: 1}}\n"
+    worst_end = worst_ready = 0.0
+    with serving(tmp_path, text) as server:
+        assert server.post(COMPLETIONS, SHORT, timeout=120).status_code == 200
+        for _ in range(rounds):
+            streams = Streams(server, waiting, max_tokens=60)
+            streams.wait_for(8)
+            [engine] = engines(server, "toy")
+            os.kill(engine, signal.SIGKILL)
+            killed = time.monotonic()
+            assert server.post(COMPLETIONS, SHORT).status_code == 200
+            worst_ready = max(worst_ready, time.monotonic() - killed)
+            for thread in streams.threads:
+                thread.join(120)
+            died = [moment - killed for got, moment in streams.ends if "engine_died" in got]
+            odd = [got[-300:] for got, _ in streams.ends if not got.endswith("data: [DONE]\n\n")]
+            assert odd == []
+            assert len(streams.ends) == waiting
+            assert len(died) <= 16
+            assert sum('"error"' in got for got, _ in streams.ends) == len(died)
+            worst_end = max([worst_end, *died])
+            assert not any(is_zombie(pid) for pid in server.children())
+    told(
+        f"R4 llama: {rounds} kills, {waiting} streams: those that had begun end after {worst_end:.2f} s, "
+        f"a new request is answered after {worst_ready:.2f} s"
+    )
+    assert worst_end < amount(short=10, full=2)
+    assert worst_ready < amount(short=60, full=10)
 
 
 def test_three_crashes_are_quarantine_and_other_models_never_notice(tmp_path: Path) -> None:
