@@ -23,7 +23,7 @@ Rows = npt.NDArray[np.float32]
 WORST = 5
 ALL_WEIGHTS = 100_000_000  # of a model that is read whole; of larger ones a sample of rows
 SAMPLED_ROWS = 64
-LARGEST = 8_000_000  # weights of one matrix that are read
+LARGEST = 32_000_000  # weights of one matrix that are read
 ROUNDED_ROWS = 32  # that are rounded again, to know what the type does to them
 FAINT = 1e-3  # of the rows' mean square: what a row below it loses does not matter
 BROKEN = 1e9  # stands for NaN
@@ -93,7 +93,7 @@ def gguf_pairs(source: Path, variant: Path) -> Iterator[Pair]:
         other, kind = theirs.get(tensor.name), tensor.tensor_type.name.lower()
         if other is None or tuple(other.shape) != tuple(tensor.shape) or other.tensor_type.name not in FLOATS:
             continue
-        if kind.upper() in FLOATS and int(tensor.n_elements) <= LARGEST:
+        if kind.upper() in FLOATS:
             yield float_pair(tensor.name, _sample(other, sampled), _sample(tensor, sampled))
         elif len(tensor.shape) > 1 and kind.upper() not in FLOATS and is_known(kind):
             own, found = _sample(other, sampled), _sample(tensor, sampled)

@@ -26,7 +26,7 @@ from quant.measure.folds import (
     row_scales,
     scaled,
 )
-from quant.measure.rounding import ALL_WEIGHTS, FLOATS, LARGEST, Pair, Rows, float_pair, row_step
+from quant.measure.rounding import ALL_WEIGHTS, FLOATS, Pair, Rows, float_pair, row_step
 from quant.safetensors_header import TensorInfo
 from quant.scheme import Scheme
 
@@ -145,8 +145,9 @@ def _floats(sides: _Sides, folded: frozenset[str]) -> Iterator[Pair]:
         other = sides.theirs.get(name)
         if name in folded or other is None or other.shape != info.shape:
             continue
-        if info.dtype in FLOATS and info.elements <= LARGEST:
-            own, found = (np.atleast_2d(_read(one).float().numpy()) for one in (other, info))
+        if info.dtype in FLOATS:
+            step = row_step(info.shape[0], info.elements, sides.sampled) if len(info.shape) > 1 else 1
+            own, found = (np.atleast_2d(_read(one, step).float().numpy()) for one in (other, info))
             yield float_pair(name, own.reshape(-1, own.shape[-1]), found.reshape(-1, found.shape[-1]))
 
 
@@ -156,10 +157,15 @@ def _decoded(module: QuantizedModule) -> Rows:
     return found
 
 
-def _read(info: TensorInfo) -> torch.Tensor:
+def _read(info: TensorInfo, step: int = 1) -> torch.Tensor:
+    """Every `step`th row; the others are not read."""
+    import torch
     from safetensors import safe_open
 
     with safe_open(info.file, "pt") as file:
+        if step > 1:
+            rows = file.get_slice(info.name)
+            return torch.cat([rows[at : at + 1] for at in range(0, info.shape[0], step)])
         tensor: torch.Tensor = file.get_tensor(info.name)
     return tensor
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from quant.gguf.rounding import is_known, rounded, unpacked
+from quant.measure import rounding
 from quant.measure.gate import Gate, judge
 from quant.measure.measurement import Rounding
 from quant.measure.rounding import gguf_pairs, rounding_of, row_step
@@ -100,6 +101,25 @@ def test_norms_of_another_block_are_told(tmp_path: Path, tiny_two_blocks: Path) 
     said = verdict(rounding_of(torch_pairs(tiny_two_blocks, folder, "nf4")))
     assert said.startswith("rejected")
     assert "input_layernorm" in said
+
+
+@pytest.mark.parametrize("largest", [rounding.LARGEST, 5000])
+def test_floats_of_any_size_are_compared(
+    tmp_path: Path, tiny_two_blocks: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    """Of large ones some rows; here a few thousand rows of the embedding have changed places."""
+    monkeypatch.setattr(rounding, "LARGEST", largest)
+    folder = tmp_path / "moved"
+    shutil.copytree(build_spec(tmp_path / "cache", tiny_two_blocks, TORCH["nf4"]), folder)
+    found = rounding_of(torch_pairs(tiny_two_blocks, folder, "nf4"))
+    assert verdict(found) == "passed"
+
+    def move(tensors: dict[str, Any]) -> None:
+        name = "model.embed_tokens.weight"
+        tensors[name] = tensors[name].roll(len(tensors[name]) // 2, 0)
+
+    change_tensors(folder, move)
+    assert "embed_tokens" in verdict(rounding_of(torch_pairs(tiny_two_blocks, folder, "nf4")))
 
 
 def build_spec(cache: Path, source: Path, spec: dict[str, Any]) -> Path:
