@@ -56,6 +56,17 @@ def _plugin(point: EntryPoint) -> Backend:
     return found
 
 
+def require(name: str, format_name: str) -> Backend:
+    """The backend of that name. Raises RequestError where it does not open the format, or cannot run here."""
+    backend = load(name)
+    if format_name not in backend.formats:
+        opens = ", ".join(sorted(backend.formats))
+        raise RequestError(f"backend {name!r} does not open format {format_name!r}; it opens {opens}")
+    if (reason := backend.probe()) is not None:
+        raise RequestError(f"{name}: {reason}")
+    return backend
+
+
 def for_format(format_name: str) -> Backend:
     """The first backend that opens this format and can run here. Raises RequestError saying why none can."""
     reasons = []

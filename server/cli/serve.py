@@ -156,12 +156,14 @@ def cannot_open(catalog: "Catalog") -> list[str]:
     reasons = []
     for model in catalog.models:
         try:
-            if model.backend != "auto":
-                reason = registry.load(model.backend).probe()
-            elif model.default in model.variants:
+            if (
+                model.default not in model.variants
+            ):  # as it is: its files, which may not be here, say what it needs
+                reason = None if model.backend == "auto" else registry.load(model.backend).probe()
+            elif model.backend == "auto":
                 reason = registry.for_format(parse_recipe(model.default).format).probe()
-            else:  # served as it is; what that needs its files say, which may not be here yet
-                reason = None
+            else:
+                reason = registry.require(model.backend, parse_recipe(model.default).format).probe()
         except RequestError as error:
             reason = str(error)
         if reason:

@@ -63,6 +63,7 @@ class Target:
     path: Path
     key: str | None
     context: int | None  # the model's own
+    variant: Variant | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,10 @@ class Loader:
         try:
             target = await self._target(model, name, watch)
             watch.state, watch.progress = "loading", None
-            return await self._open(model, target, watch, tenant, patient, uses)
+            loaded = await self._open(model, target, watch, tenant, patient, uses)
+            if target.variant is not None:  # it may have been measured meanwhile
+                self._gatekeeper.look(model, target.variant)
+            return loaded
         except EngineDied:
             raise
         except (QuantError, ServerError) as error:
@@ -200,7 +204,7 @@ class Loader:
         found = await self._gatekeeper.judge(model, variant)
         served = self._served(model, name, variant.key, variant.manifest.format, found.verdict.state)
         facts = await in_thread(partial(own_context, variant.path))
-        return Target(served=served, path=variant.path, key=variant.key, context=facts)
+        return Target(served=served, path=variant.path, key=variant.key, context=facts, variant=variant)
 
     def _served(
         self, model: Model, name: str, key: str, format_name: str, label: str = "unmeasured"

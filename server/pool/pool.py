@@ -141,6 +141,7 @@ class Pool:
             self.gatekeeper.require_allowed(model, host.name)  # that may be why
             raise
         try:
+            self.gatekeeper.require_allowed(model, host.name)  # it may have been measured meanwhile
             yield Lease(
                 model=model,
                 variant=loaded.served,

@@ -50,7 +50,7 @@ def built_of(variants: Iterable[Variant], source: Source) -> list[Variant]:
 
 
 def backend_for(model: Model, format_name: str) -> str:
-    """Raises RequestError saying why nothing here can open the format."""
+    """Raises RequestError saying why nothing here, or not the backend that models.yaml names, can open it."""
     if model.backend != "auto":
-        return model.backend
+        return registry.require(model.backend, format_name).name
     return registry.for_format(format_name).name

@@ -78,3 +78,9 @@ def test_a_broken_package_leaves_the_other_backends_alone(
     with pytest.raises(RequestError, match="cannot be loaded"):
         registry.for_format("no such format")
     assert any("'a_broken' cannot be loaded" in finding.text for finding in doctor._backends())
+
+
+def test_a_backend_that_does_not_open_the_format_is_told_so() -> None:
+    assert registry.require("llama", "gguf").name == "llama"
+    with pytest.raises(RequestError, match=r"'plain' does not open format 'gguf'; it opens .*plain"):
+        registry.require("plain", "gguf")

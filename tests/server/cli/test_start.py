@@ -227,3 +227,14 @@ def test_tls_files_that_do_not_go_together_are_one_line_and_exit_1(cli: Cli, tmp
         assert done.returncode == 1
     good = Settings(tls_certificate=tmp_path / "a.pem", tls_key=tmp_path / "a.key")
     assert cannot_encrypt(good) is None
+
+
+def test_a_backend_that_does_not_open_the_default_variant_ends_the_start(cli: Cli, tmp_path: Path) -> None:
+    source = REPO / "models" / "tiny-chat"
+    (tmp_path / "models.yaml").write_text(
+        f"models:\n  a: {{source: {source}, variants: [bf16], backend: plain}}\n"
+    )
+    done = cli("serve")
+    (line,) = done.stderr.splitlines()
+    assert "a cannot be served here: backend 'plain' does not open format 'gguf'; it opens " in line
+    assert done.returncode != 0

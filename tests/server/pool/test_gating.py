@@ -9,12 +9,14 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from quant.manifest import read_manifest
 from quant.measure.blocks import block_errors
 from quant.measure.gate import Gate
+from quant.measure.measurement import files_digest, write_measurement
 from quant.store import VariantStore
 from server.catalog import Catalog, Model
 from server.catalog.gates import Gates
@@ -22,10 +24,12 @@ from server.errors import Conflict, VariantRejected
 from server.pool.jobs import Jobs
 from server.pool.pool import Pool
 from server.pool.promoting import Promoter
+from server.process.client import EngineClient
 from server.settings import Settings
-from server.types import Generate, SamplingParams
+from server.types import Generate, Open, SamplingParams
 from tests.conftest import build
 from tests.quant.measure.breaking import change_file, swap_scales, swap_tokens, zero_block
+from tests.quant.measure.measurements import measurement
 from tests.server.pool.support import children
 
 TEXT = list(range(300, 360))
@@ -99,6 +103,31 @@ async def test_four_bits_that_are_broken_are_rejected_too(cache: Path, tiny_chat
         harm(folder)
         await require_rejected(cache, model, "max_times_rounding")
         (folder / "model.gguf").write_bytes(whole)
+
+
+async def test_a_measurement_that_ends_while_the_engine_opens_counts(
+    cache: Path, tiny_chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came too late for the gate's own wait, and before the first answer."""
+    model, folder = tiny(tiny_chat, "q5_k_m"), build(cache, tiny_chat, "q5_k_m")
+    start = EngineClient.start
+
+    async def slowly(spec: Open, **options: Any) -> EngineClient:
+        digest = files_digest(read_manifest(folder))
+        write_measurement(folder, measurement(9.0, files=digest, variant="q5_k_m"))
+        return await start(spec, **options)
+
+    monkeypatch.setattr(EngineClient, "start", slowly)
+    settings = Settings(cache=cache, measure_budget_s=0.0)
+    store = VariantStore(cache)
+    pool = Pool(settings, Catalog((model,)), store, Jobs(settings, store))
+    await pool.start()
+    try:
+        with pytest.raises(VariantRejected, match="max_kl"):
+            async with pool.acquire("m", wait_s=None):
+                pass
+    finally:
+        await pool.close(grace_s=0)
 
 
 @pytest.mark.slow
