@@ -59,7 +59,7 @@ def _plugin(point: EntryPoint) -> Backend:
 def require(name: str, format_name: str) -> Backend:
     """The backend of that name. Raises RequestError where it does not open the format, or cannot run here."""
     backend = load(name)
-    if format_name not in backend.formats:
+    if format_name not in backend.formats and not getattr(backend, "opens_any", False):
         opens = ", ".join(sorted(backend.formats))
         raise RequestError(f"backend {name!r} does not open format {format_name!r}; it opens {opens}")
     if (reason := backend.probe()) is not None:

@@ -239,6 +239,7 @@ class ToyBackend:
     name: str
     memory: type[Rows] | type[Pages]
     formats: frozenset[str] = frozenset({"toy"})
+    opens_any: bool = True  # but only where models.yaml names it
 
     def probe(self) -> str | None:
         return None
