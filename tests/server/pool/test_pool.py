@@ -248,7 +248,7 @@ async def test_a_bad_source_is_told_to_every_waiter_and_tried_again_later(
 
         outcomes = await asyncio.gather(*(ask() for _ in range(3)), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [ModelUnavailable] * 3
-        assert "late.gguf" in str(outcomes[0])
+        assert "this is no GGUF file" in str(outcomes[0])
         assert pool.states()[0].state == "failed"
         path.unlink()
         write_gguf(path)
