@@ -289,7 +289,15 @@ def _end(target: Target, space: Space, evidence: Evidence) -> Step:
         return Stop(None, _why_none(target, evidence))
     if not meeting[0].full:
         return Confirm(meeting[0].key)
-    return Stop(meeting[0], _why(target, meeting))
+    return Stop(meeting[0], _why(target, meeting) + _but_for(target, meeting[0], evidence))
+
+
+def _but_for(target: Target, winner: Try | None, evidence: Evidence) -> str:
+    """What would have won if it were not rejected."""
+    barred = sorted((one for one in evidence.tries if one.rejected and target.has(one)), key=target.rank)
+    if not barred or (winner is not None and target.rank(barred[0]) > target.rank(winner)):
+        return ""
+    return f"; {barred[0].variant} would be better, but the gate rejects it: {barred[0].rejected}"
 
 
 def _why(target: Target, meeting: Sequence[Try]) -> str:
@@ -313,5 +321,5 @@ def _why_none(target: Target, evidence: Evidence) -> str:
     return (
         f"none of {len(evidence.tries)} tries has {target.words}; the nearest is {nearest.variant}: "
         f"{nearest.bytes:,} bytes, {nearest.bits_per_weight:.2f} bits a weight, "
-        f"mean KL divergence {nearest.kl}"
+        f"mean KL divergence {nearest.kl}{_but_for(target, None, evidence)}"
     )

@@ -21,6 +21,7 @@ class Try(Struct, frozen=True, kw_only=True, omit_defaults=True):
     top1: Figure
     texts: int
     full: bool = False  # measured with all that a report shows
+    rejected: str = ""  # why the gate would not let it be served
 
 
 class Probe(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -94,5 +94,5 @@ def _row(one: Tried) -> tuple[str, ...]:
         f"{one.bits_per_weight:.2f}",
         str(one.kl),
         one.top1.percent,
-        "yes" if one.meets else "no",
+        "yes" if one.meets else "rejected" if one.rejected else "no",
     )

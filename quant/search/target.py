@@ -29,6 +29,11 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"at most {self.target_bpw:g} bits a weight"
 
     def met_by(self, found: Try) -> bool:
+        """What the gate rejects meets nothing: it would never be served."""
+        return not found.rejected and self.has(found)
+
+    def has(self, found: Try) -> bool:
+        """Whether it is within the limit."""
         if self.max_kl is not None:
             return found.kl.value <= self.max_kl
         if self.max_bytes is not None:

@@ -21,6 +21,7 @@ def search_order(settings: Settings, model: Model, target: Target) -> SearchOrde
         source=model.source,
         revision=model.revision,
         target=target,
+        gate=model.gate.every,
         context=model.context,
         default_context=settings.default_context,
         parallel=model.parallel,

@@ -4,6 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from quant.measure.gate import Gate
 from quant.search.target import Target
 
 
@@ -34,6 +35,7 @@ class SearchOrder(Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str  # folder, .gguf file or hub id
     revision: str | None = None
     target: Target
+    gate: Gate = Gate()  # what it rejects cannot win
     context: int | None = None  # tokens of one request, as models.yaml has it
     default_context: int  # where it says nothing
     parallel: int = 8

@@ -11,6 +11,7 @@ from quant.errors import BadSource, BuildFailed, UnknownVariant, VariantInUse
 from quant.gguf.header import GgufHeader, read_header
 from quant.measure.estimate import mean_divergence
 from quant.measure.figures import figure
+from quant.measure.gate import Gate, judge
 from quant.measure.measurement import Figure, Measurement, read_measurement
 from quant.measure.score import Answered, Expected, Reference, compare_answers
 from quant.measure.text import Chunk, Text
@@ -112,7 +113,7 @@ class Searching:
         """What was measured before counts as tried."""
         for variant in self.store.list():
             if variant.manifest.source.digest == self.source.digest and (found := self._usable(variant)):
-                tried = _try_of(variant, found)
+                tried = _try_of(variant, found, self.order.gate)
                 known = next((one for one in evidence.tries if one.key == variant.key), None)
                 evidence = evidence.with_try(tried if known is None else replace(tried, stage=known.stage))
         return evidence
@@ -180,7 +181,7 @@ class Searching:
         found = self._usable(variant)
         if found is None:
             found = await self._measured(variant, texts=self.order.measured_texts)
-        return _try_of(variant, found)
+        return _try_of(variant, found, self.order.gate)
 
     async def _confirmed(self, key: str, evidence: Evidence) -> Try:
         """The winner, measured with all that a report shows."""
@@ -189,7 +190,7 @@ class Searching:
         found = self._usable(variant)
         if found is None or found.speed is None:
             found = await self._measured(variant, texts=None)
-        return replace(_try_of(variant, found), full=True)
+        return replace(_try_of(variant, found, self.order.gate), full=True)
 
     async def _built(self, recipe: str | Recipe) -> Variant:
         return await built(self.store, self.order.source, self.order.revision, recipe, self._progress)
@@ -272,8 +273,9 @@ def _names(space: Space) -> list[str]:
     return [group.name for group in space.groups]
 
 
-def _try_of(variant: Variant, found: Measurement) -> Try:
-    manifest = variant.manifest
+def _try_of(variant: Variant, found: Measurement, gate: Gate) -> Try:
+    manifest, verdict = variant.manifest, judge(found, gate)
+    barred = verdict.state == "rejected" and not gate.serve_anyway
     return Try(
         variant=manifest.recipe.name,
         recipe=dict(manifest.recipe.body),
@@ -285,4 +287,5 @@ def _try_of(variant: Variant, found: Measurement) -> Try:
         top1=found.top1,
         texts=found.reference.texts,
         full=found.speed is not None,
+        rejected="; ".join(verdict.reasons) if barred else "",
     )

@@ -42,6 +42,24 @@ def test_within_bytes_the_mixture_is_nearer_to_the_source_than_any_preset() -> N
         assert found.winner.kl.value < min(one.kl.value for one in fitting)
 
 
+@pytest.mark.parametrize("target", [Target(max_kl=0.4), Target(max_bytes=5_200_000), Target(target_bpw=4.95)])
+def test_what_the_gate_rejects_cannot_win(target: Target) -> None:
+    """It would be answered with a 409 for ever."""
+    free, _ = World().search(target)
+    assert free.winner is not None
+    world = World(gate=0.9 * free.winner.kl.value)
+    found, evidence = world.search(target)
+    assert any(one.rejected for one in evidence.tries)
+    if found.winner is not None:
+        assert not found.winner.rejected
+        assert found.winner.kl.value <= world.gate
+    assert found.winner is None or target.max_kl is None or found.winner.bytes >= free.winner.bytes
+    assert "would be better, but the gate rejects it: it is too far" in found.why
+    barred, _ = World(gate=0.0).search(target)
+    assert barred.winner is None
+    assert "the gate rejects it" in barred.why
+
+
 def test_that_none_meets_it_is_said_with_the_nearest() -> None:
     world = World()
     found, evidence = world.search(Target(max_bytes=1_500_000))

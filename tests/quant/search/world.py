@@ -70,9 +70,15 @@ def _bytes(types: Mapping[str, str]) -> int:
 
 
 class World:
-    """`scale`: how much the whole model minds. Some groups mind a hundred times as much as others."""
+    """`scale`: how much the whole model minds. Some groups mind a hundred times as much as others.
 
-    def __init__(self, scale: float = 1.0, wobble: float = 0.04, carried: float = 1.15) -> None:
+    What has a divergence above `gate` is rejected.
+    """
+
+    def __init__(
+        self, scale: float = 1.0, wobble: float = 0.04, carried: float = 1.15, gate: float = math.inf
+    ) -> None:
+        self.gate = gate
         self.space = space()
         dice = random.Random(7)
         self.minds = {
@@ -119,6 +125,7 @@ class World:
         else:
             kinds, name = self._types_of(recipe), recipe.name
         size = FIXED + _bytes(kinds) + 512  # a header that nobody predicts
+        kl = self.kl(kinds, "evaluation")
         return Try(
             variant=name,
             recipe={"type": name},
@@ -126,9 +133,10 @@ class World:
             key=name,
             bytes=size,
             bits_per_weight=8 * (size - TEXTS) / self.space.elements,
-            kl=Figure(self.kl(kinds, "evaluation"), 1e-5),
+            kl=Figure(kl, 1e-5),
             top1=Figure(0.9, 0.01),
             texts=48,
+            rejected="it is too far" if kl > self.gate else "",
         )
 
     def _types_of(self, recipe: Recipe) -> dict[str, str]:
