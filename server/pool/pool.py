@@ -285,9 +285,13 @@ class Pool:
         id = variant_id(model, name)
         if (host := self._hosts.get(id)) is not None:
             return host
-        if not is_listed(model, name) and not await self._is_built(model, name):
+        if not await self.is_there(model, name):
             raise self._no_such_variant(model)
         return self._hosted(model, name)
+
+    async def is_there(self, model: Model, name: str) -> bool:
+        """Whether the variant is built, or is built on demand."""
+        return is_listed(model, name) or await self._is_built(model, name)
 
     async def _is_built(self, model: Model, name: str) -> bool:
         return may_be_a_variant(model, name) and await self._loader.find(model, name) is not None

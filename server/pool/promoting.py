@@ -30,13 +30,13 @@ class Promoter:
         return await self._flip(model, name, partial(self._pool.promotions.promote, model.id, name, before))
 
     async def roll_back(self, model: Model) -> Lease:
-        """To the variant that answered before the last promotion. Raises what `promote` raises."""
+        """To the last variant that answered before and is still there. Raises what `promote` raises."""
         promoted = self._pool.promotions.of(model.id)
-        if promoted is None or not promoted.before:
-            raise Conflict(f"nothing was promoted over another variant of {model.id}")
-        return await self._flip(
-            model, promoted.before[-1], partial(self._pool.promotions.roll_back, model.id)
-        )
+        for name in reversed(promoted.before if promoted else ()):
+            if name != self._pool.default(model) and await self._pool.is_there(model, name):
+                write = partial(self._pool.promotions.roll_back, model.id, name)
+                return await self._flip(model, name, write)
+        raise Conflict(f"nothing that is still there was promoted over in {model.id}")
 
     async def _flip(self, model: Model, name: str, write: Callable[[], None]) -> Lease:
         """The new engine is ready before the name moves, so that at no moment nobody answers."""

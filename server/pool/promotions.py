@@ -34,18 +34,30 @@ class Promotions:
         self._current.pop(model, None)
 
     def promote(self, model: str, variant: str, instead_of: str) -> None:
-        """Durable when it returns. Raises OSError, and then nothing has changed."""
-        with lock_file(self._lock):
-            every = self._read()
-            before = every[model].before if model in every else ()
-            self._write({**every, model: Promoted(variant, (*before, instead_of)[-KEPT:])})
+        """Durable when it returns. Raises OSError, and then nothing has changed.
 
-    def roll_back(self, model: str) -> None:
-        """To what answered before. Durable when it returns. Raises OSError."""
+        `instead_of`: what answers where nothing was promoted. Where another promotion came first, the history
+        has its variant.
+        """
         with lock_file(self._lock):
             every = self._read()
-            if (now := every.get(model)) and now.before:
-                self._write({**every, model: replace(now, variant=now.before[-1], before=now.before[:-1])})
+            now = every.get(model)
+            before = () if now is None else now.before
+            last = now.variant if now is not None and model in self._current else instead_of
+            if last != variant:
+                self._write({**every, model: Promoted(variant, (*before, last)[-KEPT:])})
+
+    def roll_back(self, model: str, to: str) -> None:
+        """To this one of those that answered before: later ones are gone. Durable when it returns.
+
+        Raises OSError; nothing changes where another rollback came first.
+        """
+        with lock_file(self._lock):
+            every = self._read()
+            now = every.get(model)
+            if now is not None and to in now.before and to != now.variant:
+                kept = len(now.before) - 1 - now.before[::-1].index(to)
+                self._write({**every, model: replace(now, variant=to, before=now.before[:kept])})
 
     def _write(self, every: dict[str, Promoted]) -> None:
         replace_synced(self._path, msgspec.json.encode(every))

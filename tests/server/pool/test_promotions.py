@@ -20,13 +20,34 @@ def test_promote_and_roll_back_are_found_by_the_next_process(tmp_path: Path) -> 
     again = Promotions(tmp_path).of("m")
     assert again is not None
     assert (again.variant, again.before) == ("c", ("a", "b"))
-    first.roll_back("m")
-    first.roll_back("m")
+    first.roll_back("m", "b")
+    first.roll_back("m", "a")
     back = Promotions(tmp_path).of("m")
     assert back is not None
     assert (back.variant, back.before) == ("a", ())
-    first.roll_back("m")  # there is nothing before it
+    first.roll_back("m", "b")  # there is nothing before it
     assert Promotions(tmp_path).of("m") == back
+
+
+def test_two_promotions_at_once_are_both_in_the_history(tmp_path: Path) -> None:
+    """Each was asked for when `a` answered."""
+    names = Promotions(tmp_path)
+    names.promote("m", "b", "a")
+    names.promote("m", "c", "a")
+    names.promote("m", "c", "a")
+    found = names.of("m")
+    assert found is not None
+    assert (found.variant, found.before) == ("c", ("a", "b"))
+
+
+def test_a_rollback_may_pass_over_variants_that_are_gone(tmp_path: Path) -> None:
+    names = Promotions(tmp_path)
+    for variant, before in (("b", "a"), ("c", "b"), ("d", "c")):
+        names.promote("m", variant, before)
+    names.roll_back("m", "a")
+    found = names.of("m")
+    assert found is not None
+    assert (found.variant, found.before) == ("a", ())
 
 
 def test_models_do_not_touch_each_other_and_the_list_is_bounded(tmp_path: Path) -> None:
