@@ -16,7 +16,7 @@ import pytest
 from quant.manifest import read_manifest
 from quant.measure.blocks import block_errors
 from quant.measure.gate import Gate
-from quant.measure.measurement import files_digest, write_measurement
+from quant.measure.measurement import MEASUREMENT, files_digest, write_measurement
 from quant.store import VariantStore
 from server.catalog import Catalog, Model
 from server.catalog.gates import Gates
@@ -128,6 +128,7 @@ async def test_a_measurement_that_ends_while_the_engine_opens_counts(
                 pass
     finally:
         await pool.close(grace_s=0)
+        (folder / MEASUREMENT).unlink()  # other tests share the cache
 
 
 @pytest.mark.slow
