@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from quant.layout import read_layout
+from quant.measure.gate import Gate
 from quant.measure.measurement import read_measurement
 from quant.search.found import Found
 from quant.search.metrics import METRICS
@@ -27,6 +28,7 @@ async def found(source: Path, folder: Path, target: Target) -> Found:
         cache=str(folder / "cache"),
         source=str(source),
         target=target,
+        gate=Gate(max_times_rounding=None),  # random weights, and little to calibrate on
         default_context=128,
         threads=1,
         texts=8,
